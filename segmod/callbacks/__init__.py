@@ -1,0 +1,1 @@
+"""Callbacks: checkpoints, signals, pictures and panels around a run."""

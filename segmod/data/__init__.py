@@ -1,0 +1,1 @@
+"""Data: datasets, joint transforms and the order of samples."""

@@ -1,0 +1,1 @@
+"""Inference: how a whole image is scored."""

@@ -1,0 +1,1 @@
+"""Modules: the loss of a batch, as LightningModules."""

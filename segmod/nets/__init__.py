@@ -1,0 +1,1 @@
+"""Nets: functions image -> logits, without loss, device or config."""
