@@ -1,0 +1,49 @@
+"""Scoring a whole image in one forward pass."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmod.types import Batch
+
+
+class DensePredictor:
+    """One forward pass, softmax, and back to the image's size.
+
+    Args:
+        size: Side in pixels of the square the image is squashed to before the net sees it, as in training with
+            ``data.squash``; None scores it at its own size.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def __call__(self, net: nn.Module, batch: Batch) -> Tensor:
+        """Class probabilities, float32 (B, K, H, W), of ``batch['image']`` (B, 3, H, W)."""
+        image = batch["image"]
+        shape = (self.size, self.size) if self.size is not None else (image.shape[-2], image.shape[-1])
+        return score_at(net, image, shape)
+
+
+def score_at(net: nn.Module, image: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Score an image resized to another shape; the probabilities come back at the image's own.
+
+    Args:
+        net: Maps image (B, 3, h, w) to logits (B, K, h, w).
+        image: float32 (B, 3, H, W), normalised.
+        shape: (h, w) the net sees, in pixels.
+
+    Returns:
+        Probabilities, float32 (B, K, H, W), also where the net runs in half precision.
+    """
+    # without anti-aliasing, as the training transforms resize
+    logits = net(resize(image, shape))
+    return resize(logits.float().softmax(1), (image.shape[-2], image.shape[-1]))
+
+
+def resize(maps: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (B, C, H, W) to (B, C, *shape); the same tensor where nothing changes."""
+    if tuple(maps.shape[-2:]) == shape:
+        return maps
+    return F.interpolate(maps, size=shape, mode="bilinear", align_corners=False)

@@ -1,0 +1,88 @@
+"""The four metrics of semantic segmentation, from one confusion matrix over a whole data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from segmod.types import IGNORE_INDEX
+
+
+class SegmentationMetrics(MulticlassConfusionMatrix):
+    """Confusion matrix of all pixels of a data set, summed over images and ranks; void pixels are left out.
+
+    ``update(labels, mask)`` takes int64 (B, H, W) each (labels, not scores: torchmetrics would take the slow argmax
+    over them), ``compute()`` returns int64 (K, K), rows = truth, columns = prediction.
+
+    A mean of per-image IoUs is another number: PASCAL VOC accumulates over the data set (Everingham et al. 2015,
+    sec. 3.3), and so does this.
+
+    Args:
+        num_classes: K; labels run from 0 to K - 1.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        # The checks of torchmetrics take four times as long as the counting; the data room checks labels on reading.
+        super().__init__(num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is derived from a confusion matrix, as fractions; a mean over nothing is nan.
+
+    Attributes:
+        pixel_acc: Correct pixels over all pixels.
+        mean_acc: Mean over the classes in the truth of the fraction of their pixels found.
+        miou: Mean of the defined entries of ``iou``, background included.
+        fwiou: IoU weighted by the frequency of the classes in the truth.
+        iou: Intersection over union of each class; None where neither truth nor prediction has it.
+    """
+
+    pixel_acc: float
+    mean_acc: float
+    miou: float
+    fwiou: float
+    iou: list[float | None]
+
+
+def summarise(confusion: Tensor) -> Summary:
+    """Derive the four metrics of Long et al. 2015 (sec. 5) and the IoU of each class.
+
+    Pixel accuracy sum n_ii / sum t_i, mean accuracy mean n_ii / t_i, IoU n_ii / (t_i + sum_j n_ji - n_ii), frequency-
+    weighted IoU sum t_i IoU_i / sum t_i. A class that is predicted but never true has IoU 0 and counts in the mean.
+
+    Args:
+        confusion: (K, K) counts, rows = truth, columns = prediction.
+    """
+    n = confusion.detach().cpu().double()
+    correct, truth = n.diagonal(), n.sum(1)
+    union = truth + n.sum(0) - correct
+    iou = correct / union  # nan where the class appears nowhere
+    return Summary(
+        pixel_acc=float(correct.sum() / truth.sum()),
+        mean_acc=float((correct / truth)[truth > 0].mean()),
+        miou=float(iou[union > 0].mean()),
+        fwiou=float((truth * iou)[truth > 0].sum() / truth.sum()),
+        iou=[float(value) if defined else None for value, defined in zip(iou, union > 0, strict=True)],
+    )
+
+
+def present_classes(confusion: Tensor) -> list[int]:
+    """Classes with at least one pixel in the truth, ascending."""
+    return [int(k) for k in confusion.sum(1).nonzero().flatten()]
+
+
+def mean_iou(iou: Sequence[float | None], classes: Iterable[int] | None = None) -> float:
+    """Mean IoU over some of the classes, for sets that lack the others.
+
+    Args:
+        iou: IoU of each class, as in `Summary`.
+        classes: Classes to average, by default all; undefined ones are skipped.
+    """
+    chosen = range(len(iou)) if classes is None else classes
+    values = torch.tensor([value for k in chosen if (value := iou[k]) is not None], dtype=torch.float64)
+    return float(values.mean())
