@@ -1,0 +1,288 @@
+"""Pictures of masks, confusion matrices and figures; everything is drawn without a display.
+
+Masks wear the colours of PASCAL VOC. Charts use the palette of Okabe and Ito (2008), which keeps its colours apart for
+colour-blind readers, and tell series apart by hatch or marker as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from segmod.types import IGNORE_INDEX
+
+Picture = NDArray[np.uint8]  # (H, W, 3), RGB
+Mask = NDArray[np.integer] | Tensor  # (H, W), labels and IGNORE_INDEX
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def _voc_palette() -> Picture:
+    """Colours of the labels 0..255: bits 0, 1, 2 of k fill R, G, B from the top, then bits 3, 4, 5, and so on."""
+    k = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for plane in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((k >> (3 * plane + channel) & 1) << (7 - plane)).astype(np.uint8)
+    return palette
+
+
+VOC_PALETTE: Picture = _voc_palette()
+"""uint8 (256, 3), as in VOC's own development kit; entry 255, void, is (224, 224, 192)."""
+
+
+# -- masks -----------------------------------------------------------------------------------------------------------
+
+
+def colour_mask(mask: Mask) -> Picture:
+    """Paint each label in its VOC colour, void in (224, 224, 192)."""
+    painted: Picture = VOC_PALETTE[_labels(mask)]
+    return painted
+
+
+def save_palette_png(mask: Mask, path: Path | str) -> None:
+    """Write labels as VOC does: an 8-bit PNG of palette indices, not of colours."""
+    png = Image.fromarray(_labels(mask))  # mode L: one byte a pixel, which putpalette turns into indices
+    png.putpalette(VOC_PALETTE.tobytes())
+    _create_parent(path)
+    png.save(path, format="PNG")
+
+
+def save_png(picture: Picture, path: Path | str) -> None:
+    """Write an RGB picture."""
+    _create_parent(path)
+    Image.fromarray(picture).save(path, format="PNG")
+
+
+def overlay(image: Picture, mask: Mask, alpha: float = 0.6) -> Picture:
+    """Lay the colours of a mask over its image; background stays as it is.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        mask: (H, W) labels.
+        alpha: Weight of the colours, 0..1.
+    """
+    labels = _labels(mask)
+    blended = image.astype(np.float32) * (1 - alpha) + VOC_PALETTE[labels].astype(np.float32) * alpha
+    chosen: Picture = np.where((labels == 0)[..., None], image, np.rint(blended).astype(np.uint8))
+    return chosen
+
+
+def panel(image: Picture, truth: Mask | None, prediction: Mask, classes: Sequence[str]) -> Picture:
+    """Image, truth and prediction side by side, over a legend of the classes that occur in them.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        truth: (H, W) labels; None leaves its picture out.
+        prediction: (H, W) labels.
+        classes: Names of the classes, in the order of their labels.
+    """
+    pictures = {"image": image}
+    if truth is not None:
+        pictures["truth"] = colour_mask(truth)
+    pictures["prediction"] = overlay(image, prediction)
+    masks = [_labels(mask) for mask in (truth, prediction) if mask is not None]
+    seen = [int(k) for k in np.unique(np.concatenate([mask.ravel() for mask in masks]))]
+
+    height, width = image.shape[:2]
+    columns = len(pictures) + 1
+    rows = -(-len(seen) // columns)
+    side = 3.4  # inches, the longer side of one picture
+    shown = side * width / max(height, width), side * height / max(height, width)
+    size = max(shown[0], 1.6) * len(pictures) + 0.2, shown[1] + 0.4 + 0.24 * rows
+    figure = Figure(figsize=size, dpi=100, layout="compressed")
+    for axes, (title, picture) in zip(np.atleast_1d(figure.subplots(1, len(pictures))), pictures.items(), strict=True):
+        axes.imshow(picture, interpolation="antialiased")
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+    names = ["void" if k == IGNORE_INDEX else classes[k] if k < len(classes) else str(k) for k in seen]
+    handles = [
+        Patch(facecolor=VOC_PALETTE[k] / 255, edgecolor="grey", label=n) for k, n in zip(seen, names, strict=True)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    png = BytesIO()
+    _save(figure, png)
+    return np.array(Image.open(png).convert("RGB"))
+
+
+# -- charts ----------------------------------------------------------------------------------------------------------
+
+
+def confusion_picture(confusion: NDArray[np.integer] | Tensor, classes: Sequence[str], path: Path | str) -> None:
+    """Confusion matrix as percentages of the truth: each row sums to 100; rows without truth stay blank.
+
+    Args:
+        confusion: (K, K) counts, rows = truth, columns = prediction.
+        classes: Names of the K classes.
+        path: PNG to write.
+    """
+    counts = np.asarray(confusion.detach().cpu() if isinstance(confusion, Tensor) else confusion, dtype=np.float64)
+    totals = counts.sum(1, keepdims=True)
+    percent = np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+    count = len(classes)
+    side = 2.2 + 0.36 * count
+    figure, axes = _figure(max(side, 4.5) + 0.6, max(side, 4.2))
+    picture = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    axes.set_facecolor("0.93")
+    for i, j in np.argwhere(percent >= 0.5):
+        shade = "white" if percent[i, j] > 55 else "black"
+        axes.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", fontsize=7.5, color=shade)
+    axes.set_xticks(range(count), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=9)
+    axes.set_yticks(range(count), classes, fontsize=9)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    axes.set_title("Confusion: where the pixels of each class went (%)", fontsize=11)
+    figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)
+    _save(figure, path)
+
+
+def iou_chart(iou: Sequence[float | None], classes: Sequence[str], path: Path | str, title: str = "") -> None:
+    """IoU of each class in percent, with their mean; classes without truth or prediction are marked absent.
+
+    Args:
+        iou: Fractions, None where undefined.
+        classes: Names of the classes.
+        path: PNG to write.
+        title: Heading.
+    """
+    figure, axes = _figure(7.0, 1.3 + 0.27 * len(classes))
+    values = [0.0 if value is None else 100 * value for value in iou]
+    bars = axes.barh(range(len(classes)), values, color=OKABE_ITO[0], height=0.72)
+    axes.bar_label(bars, ["absent" if v is None else f"{100 * v:.1f}" for v in iou], padding=3, fontsize=8.5)
+    defined = [100 * value for value in iou if value is not None]
+    if defined:
+        mean = sum(defined) / len(defined)
+        axes.axvline(mean, color=OKABE_ITO[5], linestyle="--", linewidth=1.4, label=f"mean {mean:.1f}", zorder=0)
+        figure.legend(loc="outside lower right", fontsize=9, frameon=False)
+    axes.set_yticks(range(len(classes)), classes, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 108)  # room for the label of a full bar
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("IoU (%)")
+    axes.set_title(title, fontsize=11)
+    _save(figure, path)
+
+
+def bar_chart(
+    labels: Sequence[str], series: Mapping[str, Sequence[float | None]], path: Path | str, title: str, ylabel: str
+) -> None:
+    """Grouped bars, one group a label and one bar a series; None leaves a gap.
+
+    Args:
+        labels: Names under the groups.
+        series: Values of each series, one a label.
+        path: PNG to write.
+        title: Heading.
+        ylabel: What the values are, with their unit.
+    """
+    width = 0.8 / max(1, len(series))
+    figure, axes = _figure(max(5.0, 1.6 + len(labels) * (0.2 + 0.34 * len(series))), 4.2)
+    for i, (name, values) in enumerate(series.items()):
+        known = [(x, value) for x, value in enumerate(values) if value is not None]
+        bars = axes.bar(
+            [x + (i - (len(series) - 1) / 2) * width for x, _ in known],
+            [value for _, value in known],
+            width=0.92 * width,
+            label=name,
+            color=OKABE_ITO[i % len(OKABE_ITO)],
+            hatch=HATCHES[i % len(HATCHES)],
+            edgecolor="white",
+        )
+        axes.bar_label(bars, [_value_text(value) for _, value in known], padding=2, fontsize=7.5)
+    axes.set_xticks(range(len(labels)), labels, fontsize=9)
+    room = (figure.get_figwidth() - 1) / max(1, len(labels)) * 12  # letters under one group, at 12 an inch
+    if max(map(len, labels), default=0) > room:
+        axes.tick_params(axis="x", labelrotation=35)
+        for text in axes.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
+    spare = max(0.0, 3 - len(labels)) / 2  # keeps one or two groups from filling the whole width
+    axes.set_xlim(-0.6 - spare, len(labels) - 0.4 + spare)
+    axes.margins(y=0.1)
+    _dress(figure, axes, title, ylabel, legend=len(series) > 1)
+    _save(figure, path)
+
+
+def line_chart(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float | None]],
+    path: Path | str,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """One line with markers a series over a common x; None breaks a line.
+
+    Args:
+        x: Positions, ascending.
+        series: Values of each series, one a position.
+        path: PNG to write.
+        title: Heading.
+        xlabel: What x is, with its unit.
+        ylabel: What the values are, with their unit.
+    """
+    figure, axes = _figure(6.5, 4.0)
+    for i, (name, values) in enumerate(series.items()):
+        axes.plot(
+            x,
+            [np.nan if value is None else value for value in values],
+            label=name,
+            color=OKABE_ITO[i % len(OKABE_ITO)],
+            marker=MARKERS[i % len(MARKERS)] if len(x) <= 40 else None,
+            markersize=5,
+            linewidth=1.6,
+        )
+    axes.set_xlabel(xlabel)
+    if all(float(position).is_integer() for position in x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _dress(figure, axes, title, ylabel, legend=len(series) > 1)
+    _save(figure, path)
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _labels(mask: Mask) -> NDArray[np.uint8]:
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    return array.astype(np.uint8)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    # Figure without pyplot: no global state, and the Agg canvas whatever the environment asks for
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _dress(figure: Figure, axes: Axes, title: str, ylabel: str, legend: bool) -> None:
+    axes.set_title(title, fontsize=11)
+    axes.set_ylabel(ylabel)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+
+
+def _value_text(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _create_parent(path: Path | str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _save(figure: Figure, path: Path | str | BytesIO) -> None:
+    if not isinstance(path, BytesIO):
+        _create_parent(path)
+    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.1)

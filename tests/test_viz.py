@@ -1,0 +1,127 @@
+"""Pictures: exact for masks, and for charts what a reader must find in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segmod import viz
+from segmod.types import VOC_CLASSES
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        picture.load()
+        return picture.size
+
+
+def test_palette_is_vocs() -> None:
+    # label 15 = 0b001111: R gets bits 0 and 3 (128 + 64), G bit 1 (128), B bit 2 (128), as VOC prints for "person"
+    expected = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
+    for label, colour in expected.items():
+        assert tuple(viz.VOC_PALETTE[label]) == colour
+    assert len({tuple(c) for c in viz.VOC_PALETTE}) == 256
+
+
+def test_colour_mask_takes_arrays_and_tensors() -> None:
+    mask = np.array([[0, 1], [15, 255]])
+    painted = [[(0, 0, 0), (128, 0, 0)], [(192, 128, 128), (224, 224, 192)]]
+    np.testing.assert_array_equal(viz.colour_mask(mask), painted)
+    np.testing.assert_array_equal(viz.colour_mask(torch.tensor(mask)), painted)
+
+
+def test_palette_png_round_trip(tmp_path: Path) -> None:
+    mask = torch.randint(0, 21, (7, 5), generator=torch.Generator().manual_seed(0))
+    mask[0, 0] = 255
+    viz.save_palette_png(mask, tmp_path / "new" / "mask.png")
+    with Image.open(tmp_path / "new" / "mask.png") as png:
+        assert png.mode == "P"
+        np.testing.assert_array_equal(np.array(png), mask.numpy())
+        np.testing.assert_array_equal(np.array(png.convert("RGB")), viz.colour_mask(mask))
+
+
+def test_overlay_blends_objects_and_leaves_background() -> None:
+    image = np.full((1, 3, 3), 100, np.uint8)
+    blended = viz.overlay(image, np.array([[0, 1, 255]]), alpha=0.25)
+    # .75 * 100 + .25 * (128, 0, 0) and .75 * 100 + .25 * (224, 224, 192)
+    np.testing.assert_array_equal(blended, [[(100, 100, 100), (107, 75, 75), (131, 131, 123)]])
+    np.testing.assert_array_equal(image, 100)
+
+
+def test_panel_shows_each_mask_and_its_classes() -> None:
+    image = np.full((60, 90, 3), 200, np.uint8)
+    truth, prediction = np.zeros((60, 90), np.int64), np.zeros((60, 90), np.int64)
+    truth[:30] = 8  # cat, (64, 0, 0)
+    prediction[:30] = 12  # dog, (64, 0, 128)
+    truth[30:33] = 255
+    drawn = viz.panel(image, truth, prediction, VOC_CLASSES)
+    assert drawn.dtype == np.uint8
+    counts = {colour: int((drawn == colour).all(-1).sum()) for colour in [(64, 0, 0), (64, 0, 128), (224, 224, 192)]}
+    assert counts[(64, 0, 0)] > 5000  # half of the truth
+    assert 50 < counts[(64, 0, 128)] < 1000  # the legend alone: the prediction is laid over the image
+    assert counts[(224, 224, 192)] > 50
+    without = viz.panel(image, None, prediction, VOC_CLASSES)
+    assert without.shape[1] < 0.75 * drawn.shape[1]
+    assert not (without == (64, 0, 0)).all(-1).any()
+
+
+def test_panel_of_a_class_without_a_name() -> None:
+    drawn = viz.panel(np.zeros((8, 8, 3), np.uint8), None, np.full((8, 8), 30), ["background"])
+    assert drawn.ndim == 3
+
+
+@pytest.mark.parametrize("count", [2, 21])
+def test_confusion_picture_draws_rows_as_percentages(tmp_path: Path, count: int) -> None:
+    confusion = torch.zeros(count, count, dtype=torch.int64)
+    confusion[0, 0] = 1000  # everything right: darkest blue; the other rows have no truth and stay grey
+    viz.confusion_picture(confusion, VOC_CLASSES[:count], tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as png:
+        pixels = np.array(png.convert("RGB"))
+    darkest, blank = (8, 48, 107), (237, 237, 237)  # ends of matplotlib's Blues, grey .93
+    cell = int((pixels == darkest).all(-1).sum())
+    grey = int((pixels == blank).all(-1).sum())
+    assert cell > 200
+    assert grey > (count - 1) * count * cell * 0.3
+
+
+def test_taller_charts_for_more_classes(tmp_path: Path) -> None:
+    viz.iou_chart([0.5, None, 0.0], VOC_CLASSES[:3], tmp_path / "a.png", "three")
+    viz.iou_chart([0.5] * 21, VOC_CLASSES, tmp_path / "b.png", "all")
+    viz.iou_chart([None, None], VOC_CLASSES[:2], tmp_path / "c.png")
+    assert size_of(tmp_path / "b.png")[1] > size_of(tmp_path / "a.png")[1] > 100
+    assert size_of(tmp_path / "c.png")[1] > 100
+
+
+def test_bar_chart_draws_bars_in_proportion_and_gaps(tmp_path: Path) -> None:
+    def bars(values: list[float | None]) -> np.ndarray:
+        viz.bar_chart(["a", "b", "c"], {"ours": values}, tmp_path / "bars.png", "title", "mIoU (%)")
+        with Image.open(tmp_path / "bars.png") as png:
+            blue = (np.array(png.convert("RGB")) == (0, 114, 178)).all(-1)
+        columns = np.flatnonzero(blue.any(0))
+        groups = np.split(columns, np.flatnonzero(np.diff(columns) > 10) + 1)
+        return np.array([blue[:, group].sum(0).max() for group in groups])
+
+    heights = bars([10.0, 20.0, 40.0])
+    np.testing.assert_allclose(heights / heights[-1], [0.25, 0.5, 1.0], atol=0.02)
+    assert len(bars([10.0, None, 40.0])) == 2
+
+
+def test_charts_survive_odd_input(tmp_path: Path) -> None:
+    viz.bar_chart([], {}, tmp_path / "empty.png", "nothing yet", "mIoU (%)")
+    viz.bar_chart(
+        ["a row with a very long name"] * 9, {"x": [None] * 9, "y": [1.0] * 9}, tmp_path / "long.png", "t", "y"
+    )
+    viz.line_chart([1, 2, 3], {"a": [1.0, None, 2.0], "b": [0.0, 1.0, 4000.0]}, tmp_path / "line.png", "t", "x", "y")
+    for name in ("empty", "long", "line"):
+        assert size_of(tmp_path / f"{name}.png")[0] > 300
