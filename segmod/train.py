@@ -1,0 +1,168 @@
+"""``segmod-train``: train a net, score it, record the result; resume where an earlier call was cut off."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from segmod import cli, runs
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from segmod.callbacks.checkpoints import Checkpoints
+    from segmod.modules.base import SegmentationModule
+
+log = logging.getLogger(__name__)
+
+
+@cli.command("train")
+def main(cfg: DictConfig) -> float | None:
+    """Train as the config says; returns val/miou, for sweepers that optimise."""
+    settle(cfg)
+    run = runs.open_run(cfg)
+    result = run.result()
+    if result is not None:
+        log.info("%s is finished; overwrite=true starts it anew", run.directory)
+    else:
+        result = fit(cfg, run)
+    if runs.is_leader():
+        report(run, result)
+    miou: float | None = result["metrics"]["val/miou"]
+    return miou
+
+
+def settle(cfg: DictConfig) -> None:
+    """Replace the keys that only Hydra can resolve, and ``init_from`` by the checkpoint it names."""
+    cfg.name = cfg.name
+    cfg.run_dir = str(Path(cfg.run_dir).resolve())
+    if cfg.init_from is not None:
+        path = runs.predecessor(str(cfg.init_from), cfg, cli.overrides(), cli.choices())
+        cfg.init_from = str(path.resolve())
+
+
+def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
+    """Train and score one run; returns the contents of its metrics.json."""
+    import lightning as L
+
+    from segmod.callbacks.checkpoints import Stopped
+    from segmod.instantiate import instantiate
+    from segmod.launch import teach_lightning
+    from segmod.types import UserError
+
+    teach_lightning()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule: L.LightningDataModule = instantiate(cfg, "data")
+    module: SegmentationModule = instantiate(cfg, "model")
+    trainer, checkpoints = make_trainer(cfg)
+    check_disk(run.directory, module)
+    resumed = checkpoints.last if checkpoints.last.is_file() and not cfg.overwrite else None
+    if resumed and trainer.is_global_zero:
+        log.info("resuming %s", resumed)
+    if trainer.world_size > 1 and trainer.is_global_zero:
+        log.info("ranks above 0 print to %s", run.directory / "rank*.log")
+    trainer.fit(module, datamodule=module.adapt(datamodule), ckpt_path=resumed, weights_only=True)
+    if trainer.interrupted:
+        raise Stopped(2)
+
+    which = run.checkpoint(cfg.checkpoint)
+    trainer.validate(module, datamodule=datamodule, ckpt_path=which, verbose=False, weights_only=True)
+    trainer.strategy.barrier()
+    if module.confusion is None:
+        raise UserError(f"no image was validated: data.{cfg.data.get('val_split')} is empty or limit_val_batches is 0")
+    result: dict[str, Any] = {"metrics": {"val/miou": float(trainer.callback_metrics["val/miou"])}}
+    if trainer.is_global_zero:
+        best = which == checkpoints.best
+        result = runs.record(
+            run.directory,
+            cfg,
+            **scores(module, datamodule),
+            split="val",
+            checkpoint=which.name,
+            step=checkpoints.best_step if best else trainer.global_step,
+            parameters=sum(p.numel() for p in module.net.parameters()),
+            wall_time_s=checkpoints.wall_time,
+        )
+    return result
+
+
+def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
+    """The trainer of a run, and the callback that keeps its checkpoints."""
+    from segmod.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
+    from segmod.instantiate import instantiate
+
+    callbacks = [instantiate(cfg, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node is not None]
+    checkpoints = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
+    if checkpoints is None:
+        checkpoints = Checkpoints(str(Path(cfg.run_dir) / "checkpoints"))
+    callbacks = [c for c in callbacks if c is not checkpoints] + [checkpoints, StopOnSignal(checkpoints)]
+    if not cfg.trainer.enable_progress_bar:
+        callbacks = [c for c in callbacks if type(c).__name__ not in ("RichProgressBar", "RichModelSummary")]
+    loggers = [instantiate(cfg, f"logger.{name}") for name, node in cfg.logger.items() if node is not None]
+    trainer: L.Trainer = instantiate(
+        cfg,
+        "trainer",
+        callbacks=callbacks,
+        logger=loggers,
+        enable_checkpointing=False,  # segmod's own Checkpoints callback does it
+        plugins=[AtomicCheckpointIO()],
+    )
+    return trainer, checkpoints
+
+
+def scores(module: SegmentationModule, datamodule: Any) -> dict[str, Any]:
+    """``metrics`` and ``iou`` of the module's last validation, for `runs.record`."""
+    from segmod.metrics import summarise
+
+    assert module.confusion is not None
+    summary = summarise(module.confusion)
+    names = ("miou", "pixel_acc", "mean_acc", "fwiou")
+    return {
+        "metrics": {f"val/{name}": getattr(summary, name) for name in names},
+        "iou": dict(zip(datamodule.classes, summary.iou, strict=True)),
+    }
+
+
+def check_disk(directory: Path, module: L.LightningModule) -> None:
+    """Refuse to start where two checkpoints with optimiser state would not fit.
+
+    Raises:
+        UserError: Too little space is free.
+    """
+    from segmod.types import UserError
+
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    needed = 2 * 3 * weights  # last and best, each weights and up to two moments
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise UserError(
+            f"runs={directory}: {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB needed for checkpoints: "
+            "free some space or choose another runs=..."
+        )
+
+
+def report(run: runs.Run, result: dict[str, Any]) -> None:
+    """Print the result and where things are."""
+    from rich.console import Console
+
+    metrics = {k.removeprefix("val/"): v for k, v in result["metrics"].items() if v is not None}
+    console = Console(stderr=True, highlight=False)
+    console.print("  ".join(f"[bold]{k}[/] {100 * v:.2f} %" for k, v in metrics.items()))
+    console.print(f"metrics   {run.metrics_file}", soft_wrap=True)
+    if (run.directory / "pictures").is_dir():
+        console.print(f"pictures  {run.directory / 'pictures'}", soft_wrap=True)
+    console.print(f"next      segmod-evaluate run={shown(run.directory)}", soft_wrap=True)
+
+
+def shown(path: Path) -> Path:
+    """Path relative to the working directory where it lies below it."""
+    cwd = Path.cwd()
+    return path.relative_to(cwd) if path.is_relative_to(cwd) else path
+
+
+if __name__ == "__main__":
+    main()
