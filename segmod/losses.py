@@ -1,0 +1,34 @@
+"""Losses that torch does not have: each maps (logits, mask) to a scalar."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmod.types import IGNORE_INDEX
+
+
+class BalancedCrossEntropy(nn.Module):
+    """Cross-entropy in which every class that is present counts the same, however many pixels it has.
+
+    The mean over the classes present in the batch of the mean negative log-likelihood of that class's pixels: most of
+    a photo is background, and a plain mean learns it first and best. A batch without labelled pixels costs 0.
+
+    Args:
+        ignore_index: Label of the pixels that do not count.
+
+    Shape:
+        logits (B, K, ...) and mask int64 (B, ...) -> scalar.
+    """
+
+    def __init__(self, ignore_index: int = IGNORE_INDEX) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Loss of a batch."""
+        counts = torch.bincount(mask[mask != self.ignore_index], minlength=logits.shape[1])
+        weights = 1 / counts.clamp_min(1)
+        total = F.cross_entropy(logits, mask, weights.to(logits.dtype), ignore_index=self.ignore_index, reduction="sum")
+        return total / (counts > 0).sum().clamp_min(1)

@@ -1,0 +1,99 @@
+"""Fully convolutional networks on VGG-16: FCN-32s, FCN-16s and FCN-8s."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from segmod.nets.backbones import VGG16
+from segmod.ops import BilinearUpsample, crop
+from segmod.types import UserError
+
+# Where the reference nets crop: the first row and column kept, in pixels of the map that is cropped
+# (``voc-fcn{32s,16s,8s}/net.py`` of the authors' code).
+_CROP_IMAGE = {32: 19, 16: 27, 8: 31}
+_CROP_POOL4 = 5
+_CROP_POOL3 = 9
+
+
+class FCN(nn.Module):
+    """FCN-32s, FCN-16s and FCN-8s (Long, Shelhamer and Darrell 2015, section 4).
+
+    Class scores of fc7, at stride 32, are upsampled by 2 and joined by those of pool4, and again by 2 and joined by
+    those of pool3, as far as ``stride`` says; the sum is upsampled to the image. All score layers start at zero, so a
+    net that starts from its coarser sibling starts with the sibling's output.
+
+    Differs from the paper: with ``padding="same"``, the 100-pixel border is left out, which saves about
+    two fifths of the time; scores near the edges of an image then differ.
+
+    Args:
+        num_classes: Number of classes K.
+        stride: Of the finest scores, in pixels: 32, 16 or 8.
+        weights: Weights of VGG-16: torchvision name, file path, or None for random values.
+        at_once: Scale pool4 by 0.01 and pool3 by 0.0001 before they are scored, to train all strides in one stage
+            (``voc-fcn8s-atonce`` of the authors' code).
+        padding: ``border`` for the paper's 100 pixels around the image, ``same`` for none.
+        learn_upsample: Train the upsampling kernels; the authors found no significant difference.
+        width: Factor on the backbone's numbers of channels; 1 is the paper's net.
+
+    Shape:
+        (B, 3, H, W) -> logits (B, K, H, W), for any H and W from 1 on.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        stride: int = 8,
+        weights: str | None = None,
+        at_once: bool = False,
+        padding: Literal["border", "same"] = "border",
+        learn_upsample: bool = False,
+        width: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if stride not in _CROP_IMAGE:
+            raise UserError(f"model.net.stride={stride} is none of 32, 16, 8: choose one of them")
+        if padding not in ("border", "same"):
+            raise UserError(f"model.net.padding={padding} is neither 'border' nor 'same': choose one of them")
+        self.num_classes = num_classes
+        self.stride = stride
+        self.border = padding == "border"
+        self.scale_pool4, self.scale_pool3 = (0.01, 0.0001) if at_once else (1.0, 1.0)
+        self.backbone = VGG16(weights, self.border, width)
+        pool3, pool4, fc7 = self.backbone.channels
+        self.score_fr = _score(fc7, num_classes)
+        if stride <= 16:
+            self.upscore2 = BilinearUpsample(num_classes, 2, learn_upsample)
+            self.score_pool4 = _score(pool4, num_classes)
+        if stride <= 8:
+            self.upscore_pool4 = BilinearUpsample(num_classes, 2, learn_upsample)
+            self.score_pool3 = _score(pool3, num_classes)
+        self.upscore = BilinearUpsample(num_classes, stride, learn_upsample)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, K, H, W) of an image (B, 3, H, W)."""
+        pool3, pool4, fc7 = self.backbone(image)
+        scores = self.score_fr(fc7)  # stride 32
+        if self.stride <= 16:
+            skip = self.score_pool4(pool4 * self.scale_pool4)
+            scores = self._join(self.upscore2(scores), skip, _CROP_POOL4)  # stride 16
+        if self.stride <= 8:
+            skip = self.score_pool3(pool3 * self.scale_pool3)
+            scores = self._join(self.upscore_pool4(scores), skip, _CROP_POOL3)  # stride 8
+        offset = _CROP_IMAGE[self.stride] if self.border else self.stride // 2
+        return crop(self.upscore(scores), offset, (image.shape[2], image.shape[3])).contiguous()
+
+    def _join(self, coarse: Tensor, skip: Tensor, offset: int) -> Tensor:
+        """Sum of upsampled coarse scores and of the finer ones where they lie on the same pixels."""
+        if self.border:  # the map of the larger border is cut to what the unpadded fc6 left over
+            return coarse + crop(skip, offset, (coarse.shape[2], coarse.shape[3]))
+        return crop(coarse, 1, (skip.shape[2], skip.shape[3])) + skip
+
+
+def _score(channels: int, num_classes: int) -> nn.Conv2d:
+    """A 1x1 convolution to class scores that starts at zero, as Caffe's do by default."""
+    layer = nn.Conv2d(channels, num_classes, 1)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
