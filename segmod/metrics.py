@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -32,7 +31,7 @@ class SegmentationMetrics(MulticlassConfusionMatrix):
 
 @dataclass(frozen=True)
 class Summary:
-    """What is derived from a confusion matrix, as fractions; a mean over nothing is nan.
+    """What is derived from a confusion matrix, as fractions; a mean over nothing is None.
 
     Attributes:
         pixel_acc: Correct pixels over all pixels.
@@ -42,10 +41,10 @@ class Summary:
         iou: Intersection over union of each class; None where neither truth nor prediction has it.
     """
 
-    pixel_acc: float
-    mean_acc: float
-    miou: float
-    fwiou: float
+    pixel_acc: float | None
+    mean_acc: float | None
+    miou: float | None
+    fwiou: float | None
     iou: list[float | None]
 
 
@@ -63,11 +62,11 @@ def summarise(confusion: Tensor) -> Summary:
     union = truth + n.sum(0) - correct
     iou = correct / union  # nan where the class appears nowhere
     return Summary(
-        pixel_acc=float(correct.sum() / truth.sum()),
-        mean_acc=float((correct / truth)[truth > 0].mean()),
-        miou=float(iou[union > 0].mean()),
-        fwiou=float((truth * iou)[truth > 0].sum() / truth.sum()),
-        iou=[float(value) if defined else None for value, defined in zip(iou, union > 0, strict=True)],
+        pixel_acc=_defined(correct.sum() / truth.sum()),
+        mean_acc=_defined((correct / truth).nanmean()),
+        miou=_defined(iou.nanmean()),
+        fwiou=_defined((truth * iou).nansum() / truth.sum()),
+        iou=[_defined(value) for value in iou],
     )
 
 
@@ -76,13 +75,18 @@ def present_classes(confusion: Tensor) -> list[int]:
     return [int(k) for k in confusion.sum(1).nonzero().flatten()]
 
 
-def mean_iou(iou: Sequence[float | None], classes: Iterable[int] | None = None) -> float:
-    """Mean IoU over some of the classes, for sets that lack the others.
+def mean_iou(iou: Sequence[float | None], classes: Iterable[int] | None = None) -> float | None:
+    """Mean IoU over some of the classes, for sets that lack the others; None where all of them are undefined.
 
     Args:
         iou: IoU of each class, as in `Summary`.
         classes: Classes to average, by default all; undefined ones are skipped.
     """
     chosen = range(len(iou)) if classes is None else classes
-    values = torch.tensor([value for k in chosen if (value := iou[k]) is not None], dtype=torch.float64)
-    return float(values.mean())
+    values = [value for k in chosen if (value := iou[k]) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _defined(value: Tensor) -> float | None:
+    """The number, or None for nan, which JSON does not have."""
+    return None if value.isnan() else float(value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -77,18 +75,18 @@ def test_absent_and_only_predicted_classes() -> None:
     assert mean_iou(summary.iou, present_classes(confusion)) == pytest.approx(0.75)
 
 
-def test_nothing_counted_is_nan_not_a_crash() -> None:
+def test_nothing_counted_is_none_not_a_crash() -> None:
     summary = summarise(torch.zeros(4, 4, dtype=torch.int64))
-    assert all(math.isnan(v) for v in (summary.pixel_acc, summary.mean_acc, summary.miou, summary.fwiou))
+    assert (summary.pixel_acc, summary.mean_acc, summary.miou, summary.fwiou) == (None, None, None, None)
     assert summary.iou == [None] * 4
-    assert math.isnan(mean_iou(summary.iou))
+    assert mean_iou(summary.iou) is None
 
 
 def test_counts_beyond_float32_stay_exact() -> None:
     # 2**24 + 1 is the first integer float32 cannot hold: with it the accuracy would be 1 exactly
     summary = summarise(torch.tensor([[2**24 + 1, 0], [1, 0]]))
     assert summary.pixel_acc == pytest.approx((2**24 + 1) / (2**24 + 2), abs=1e-12)
-    assert summary.pixel_acc < 1
+    assert summary.pixel_acc != 1
 
 
 @pytest.mark.parametrize("method", PUBLISHED)
@@ -96,4 +94,6 @@ def test_mean_of_published_rows_includes_background(method: str) -> None:
     *values, printed = (float(v) for v in PUBLISHED[method].split())
     assert len(values) == 21
     assert mean_iou(values) == pytest.approx(printed, abs=0.05 + 1e-9)  # the values are rounded to one decimal
-    assert abs(mean_iou(values, range(1, 21)) - printed) > 1  # without background another number comes out
+    assert mean_iou(values, range(1, 21)) != pytest.approx(
+        printed, abs=1
+    )  # without background another number comes out
