@@ -1,0 +1,53 @@
+"""What every dataset of images and masks shares: reading by (epoch, index) key and seeding the transform."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from torch.utils.data import Dataset
+
+from segmod.data.arrays import UInt8Array
+from segmod.data.transforms import EvalTransform, TrainTransform
+from segmod.types import IGNORE_INDEX, Sample
+
+Transform = TrainTransform | EvalTransform
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Images with masks, transformed.
+
+    A subclass gives `read`, and `names` with one entry an image.
+
+    Args:
+        names: id of each image.
+        transform: turns arrays into tensors.
+        seed: seed of the augmentation; together with epoch and index it decides all of it.
+        void_as_background: labels 255 become 0 before the transform, so that only padding is void.
+    """
+
+    def __init__(
+        self, names: Sequence[str], transform: Transform, seed: int = 0, void_as_background: bool = False
+    ) -> None:
+        self.names = names
+        self.transform = transform
+        self.seed = seed
+        self.void_as_background = void_as_background
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
+        """Return image uint8 (H, W, 3) RGB and mask uint8 (H, W) as stored, untransformed."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """Return the sample of an index, or of an (epoch, index) key as the training order yields it."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} images")
+        image, mask = self.read(index)
+        if self.void_as_background:
+            mask[mask == IGNORE_INDEX] = 0
+        out = self.transform(image, mask, (self.seed, epoch, index))
+        return {"image": out.image, "mask": out.mask, "name": self.names[index], "index": index}

@@ -1,0 +1,213 @@
+"""PASCAL VOC segmentation in its own directory layout, with or without the extra masks of SBD."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from segmod.data.arrays import UInt8Array
+from segmod.data.dataset import SegmentationDataset, Transform
+from segmod.data.sbd import AUGMENTED_SPLIT, augmented_masks, read_mat
+from segmod.types import IGNORE_INDEX, VOC_CLASSES, UserError
+
+YEARS = range(2007, 2013)
+_DOWNLOAD_BYTES = 5 * 10**9  # archive and unpacked tree of 2012, the largest
+
+
+class VOCSegmentation(SegmentationDataset):
+    """Images and masks of one split of PASCAL VOC.
+
+    Masks are palette indices 0..20, and 255 for void. A split without published masks (``test``) has masks of 255.
+
+    Args:
+        root: folder that holds ``VOCdevkit``, or ``VOCdevkit`` itself, or the folder of the year.
+        split: ``trainaug`` (VOC train and the images of SBD that are not in VOC val), or the name of a list in
+            ``ImageSets/Segmentation``: ``train``, ``val``, ``trainval``, ``test``, or one of your own.
+        transform: turns arrays into tensors.
+        year: 2007..2012.
+        sbd_root: folder of SBD (``cls``, ``img``); by default ``sbd`` in ``root``. Only ``trainaug`` reads it.
+        seed: seed of the augmentation.
+        void_as_background: see `SegmentationDataset`.
+
+    Raises:
+        UserError: the folder of the year, the list of the split or the masks of SBD are missing.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        transform: Transform,
+        year: int = 2012,
+        sbd_root: str | Path | None = None,
+        seed: int = 0,
+        void_as_background: bool = False,
+    ) -> None:
+        root = Path(root)
+        sbd = Path(sbd_root) if sbd_root else root / "sbd"
+        voc = _folder_of(root, year)
+        names = _ids(root, voc, year, "train" if split == AUGMENTED_SPLIT else split)
+        masks = {name: voc / "SegmentationClass" / f"{name}.png" for name in names}
+        if split == AUGMENTED_SPLIT:
+            masks.update(augmented_masks(voc, sbd, exclude={*names, *_ids(root, voc, year, "val")}))
+        super().__init__(list(masks), transform, seed, void_as_background)
+        self.files = [(_image_file(voc, sbd, name), mask) for name, mask in masks.items()]
+        self._masks_optional = split == "test"
+
+    def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
+        """Read one image and mask.
+
+        Raises:
+            UserError: a file is missing or corrupt, the sizes differ, or the mask holds labels that do not exist.
+        """
+        image_file, mask_file = self.files[index]
+        image = read_image(image_file)
+        if self._masks_optional and not mask_file.exists():
+            return image, np.full(image.shape[:2], IGNORE_INDEX, dtype=np.uint8)
+        mask = read_mat(mask_file) if mask_file.suffix == ".mat" else read_mask(mask_file)
+        if mask.shape != image.shape[:2]:
+            raise UserError(
+                f"{mask_file}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image {image_file} is "
+                f"{image.shape[1]}x{image.shape[0]}; replace one of them or take the id off the split's list"
+            )
+        # In uint8 255 + 1 wraps to 0, so one maximum finds every label that is neither a class nor void.
+        if int((mask + np.uint8(1)).max()) > len(VOC_CLASSES):
+            wrong = sorted({int(label) for label in np.unique(mask)} - {*range(len(VOC_CLASSES)), IGNORE_INDEX})
+            raise UserError(
+                f"{mask_file}: labels {wrong} are outside 0..{len(VOC_CLASSES) - 1} and {IGNORE_INDEX}; "
+                "store class indices, not colours or other classes"
+            )
+        return image, mask
+
+
+def read_image(file: Path) -> UInt8Array:
+    """Return a JPEG as uint8 (H, W, 3) RGB, in the orientation it is stored in, which is that of its mask.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        data = np.fromfile(file, dtype=np.uint8)
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the image ({error.strerror}); {_CHECK}") from error
+    # A cut-off JPEG decodes to a picture with a grey rest; it lacks the end-of-image marker.
+    whole = data.tobytes().rfind(b"\xff\xd9") >= 0
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if whole else None
+    if image is None:
+        raise UserError(f"{file}: the image is damaged or no JPEG; {_CHECK}")
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), dtype=np.uint8)
+
+
+def read_mask(file: Path) -> UInt8Array:
+    """Return the indices of a palette (or grey) PNG, uint8 (H, W).
+
+    Raises:
+        UserError: the file is missing or damaged, or holds colours instead of indices.
+    """
+    try:
+        with Image.open(file) as png:
+            if png.mode not in ("P", "L"):
+                raise UserError(f"{file}: the mask is stored as {png.mode} colours; store class indices (mode P or L)")
+            return np.array(png, dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: cannot read the mask ({error.strerror}); {_CHECK}") from error
+    except (OSError, SyntaxError, UnidentifiedImageError, ValueError) as error:
+        raise UserError(f"{file}: the mask is damaged ({error}); {_CHECK}") from error
+
+
+_CHECK = "`segmod-train data.verify=true` with your other options lists all bad files"
+
+
+def _image_file(voc: Path, sbd: Path, name: str) -> Path:
+    """Return the file of an image; SBD brings copies for who has a smaller VOC."""
+    file = voc / "JPEGImages" / f"{name}.jpg"
+    copy = sbd / "img" / f"{name}.jpg"
+    return copy if copy.exists() and not file.exists() else file
+
+
+def _candidates(root: Path, year: int) -> tuple[Path, ...]:
+    """Return where the folder of a year may be; the 2011 archive wraps one more folder round it."""
+    folder = f"VOC{year}"
+    return root / "VOCdevkit" / folder, root / folder, root / "TrainVal" / "VOCdevkit" / folder
+
+
+def _folder_of(root: Path, year: int) -> Path:
+    if year not in YEARS:
+        raise UserError(f"data.year={year}: PASCAL VOC segmentation has the years {YEARS[0]} to {YEARS[-1]}")
+    for folder in _candidates(root, year):
+        if folder.is_dir():
+            return folder
+    if (root / "ImageSets").is_dir():
+        return root
+    raise UserError(f"{_candidates(root, year)[0]}: no such folder; {_remedy(root, year)}")
+
+
+def _ids(root: Path, voc: Path, year: int, split: str) -> list[str]:
+    """Return the ids on the list of a split."""
+    file = voc / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not file.is_file():
+        lists = ", ".join(sorted(found.stem for found in file.parent.glob("*.txt")))
+        remedy = f"choose one of {lists}, or put the list there" if lists else _remedy(root, year)
+        raise UserError(f"{file}: no such list for split {split}; {remedy}")
+    names = file.read_text().split()
+    if not names:
+        raise UserError(f"{file}: the list is empty; {_remedy(root, year)}")
+    return names
+
+
+def _remedy(root: Path, year: int) -> str:
+    wanted = "" if year == YEARS[-1] else f" data.year={year}"
+    command = f"segmod-train data=voc data.root={root}{wanted} data.download=true"
+    return f"set data.root to where VOC is, or download it: {command}"
+
+
+def download_voc(root: Path, year: int) -> None:
+    """Fetch the train and val images of a year through torchvision, unless they are there.
+
+    Raises:
+        UserError: the download failed or the disk is too full.
+    """
+    if any((folder / "ImageSets" / "Segmentation").is_dir() for folder in (*_candidates(root, year), root)):
+        return
+    from torchvision.datasets import VOCSegmentation as Download  # takes seconds to import, rarely needed
+
+    root.mkdir(parents=True, exist_ok=True)
+    require_space(root, _DOWNLOAD_BYTES)
+    try:
+        Download(str(root), year=str(year), image_set="trainval", download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{root}: the download of PASCAL VOC {year} failed ({error}); "
+            "try again, or unpack its trainval archive there"
+        ) from error
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Check the free bytes of a disk before a download.
+
+    Raises:
+        UserError: there is less than ``needed``.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 1e9:.1f} GB free, the download needs {needed / 1e9:.0f} GB; "
+            "free some space or set data.root to another disk"
+        )
+
+
+def voc_palette() -> UInt8Array:
+    """Return the colours of VOC's label images, uint8 (256, 3) RGB.
+
+    The bits of a label are dealt out to red, green and blue in turn, from the most significant colour bit down.
+    """
+    labels = np.arange(256)
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
