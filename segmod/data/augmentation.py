@@ -98,8 +98,12 @@ def pipeline(window: RandomWindow, hflip: float, boxes: bool) -> A.Compose:
         hflip: probability of the flip.
         boxes: whether calls bring ``bboxes``, xyxy in pixels. They are clipped to the crop, and dropped outside it.
     """
-    # albumentations asks for bboxes in each call once it has been told of them.
-    params = A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True) if boxes else None
+    # What is thinner than half a pixel has been cut away. A pipeline that knows of boxes wants them in every call.
+    params = (
+        A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True, min_width=0.5, min_height=0.5)
+        if boxes
+        else None
+    )
     return A.Compose([window, A.HorizontalFlip(p=hflip)], bbox_params=params)
 
 

@@ -1,0 +1,254 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from segmod.data.sbd import read_mat
+from segmod.data.synthetic import write_voc_tree
+from segmod.data.transforms import EvalTransform, Normalization
+from segmod.data.verify import verify
+from segmod.data.voc import VOCSegmentation, download_voc, read_image, read_mask, require_space, voc_palette
+from segmod.types import IGNORE_INDEX, UserError
+
+PLAIN = EvalTransform(Normalization.named("raw255"))
+REAL = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    return write_voc_tree(tmp_path, train=4, val=2, size=(32, 48))
+
+
+def first_id(voc: Path, split: str = "train") -> str:
+    return (voc / "ImageSets/Segmentation" / f"{split}.txt").read_text().split()[0]
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_root_may_be_any_of_three_folders(voc, levels):
+    root = (voc, *voc.parents)[levels]
+    dataset = VOCSegmentation(root, "train", PLAIN)
+    assert len(dataset) == 4
+    sample = dataset[0]
+    assert sample["image"].shape == (3, 32, 48)
+    assert sample["mask"].shape == (32, 48)
+    assert sample["mask"].dtype == torch.int64
+    assert sample["name"] == first_id(voc)
+
+
+@pytest.mark.parametrize("year", [2007, 2011])
+def test_years(tmp_path, year):
+    write_voc_tree(tmp_path, train=1, val=1, size=(32, 32), year=year)
+    assert len(VOCSegmentation(tmp_path, "trainval", PLAIN, year=year)) == 2
+
+
+def test_the_2011_archive_wraps_another_folder(tmp_path):
+    write_voc_tree(tmp_path / "TrainVal", train=1, val=1, size=(32, 32), year=2011)
+    assert len(VOCSegmentation(tmp_path, "val", PLAIN, year=2011)) == 1
+
+
+def test_images_are_rgb(tmp_path):
+    Image.new("RGB", (16, 16), (200, 30, 10)).save(tmp_path / "red.jpg", quality=95)
+    np.testing.assert_allclose(read_image(tmp_path / "red.jpg").mean(axis=(0, 1)), (200, 30, 10), atol=4)
+
+
+def test_exif_does_not_turn_an_image_away_from_its_mask(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by a quarter
+    Image.new("RGB", (20, 10)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (10, 20, 3)
+
+
+def test_palette_is_that_of_the_challenge():
+    # From the development kit: aeroplane dark red, bicycle dark green, tvmonitor (0, 64, 128), void cream.
+    palette = voc_palette()
+    assert palette[[0, 1, 2, 20, 255]].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 64, 128], [224, 224, 192]]
+
+
+def test_masks_are_palette_indices(tmp_path):
+    labels = np.array([[0, 20], [255, 7]], dtype=np.uint8)
+    png = Image.fromarray(labels, mode="P")
+    png.putpalette(voc_palette().tobytes())
+    png.save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), labels)
+
+
+def test_test_split_without_masks_is_all_void(voc):
+    (voc / "ImageSets/Segmentation/test.txt").write_text(first_id(voc) + "\n")
+    (voc / "SegmentationClass" / f"{first_id(voc)}.png").unlink()
+    assert (VOCSegmentation(voc, "test", PLAIN)[0]["mask"] == IGNORE_INDEX).all()
+
+
+def test_test_split_with_masks_uses_them(voc):
+    (voc / "ImageSets/Segmentation/test.txt").write_text(first_id(voc) + "\n")
+    test, train = VOCSegmentation(voc, "test", PLAIN)[0], VOCSegmentation(voc, "train", PLAIN)[0]
+    assert torch.equal(test["mask"], train["mask"])
+
+
+def add_sbd(voc: Path, form: str, ids: list[str]) -> None:
+    """Give each id a mask of horses in one of SBD's two forms, and an image in SBD's own folder."""
+    sbd = voc.parents[1] / "sbd"
+    (sbd / "img").mkdir(parents=True)
+    mask = np.full((32, 48), 13, dtype=np.uint8)
+    for name in ids:
+        Image.new("RGB", (48, 32)).save(sbd / "img" / f"{name}.jpg")
+        if form == "mat":
+            (sbd / "cls").mkdir(exist_ok=True)
+            savemat(sbd / "cls" / f"{name}.mat", {"GTcls": {"Segmentation": mask, "CategoriesPresent": [13]}})
+        else:
+            (voc / "SegmentationClassAug").mkdir(exist_ok=True)
+            Image.fromarray(mask).save(voc / "SegmentationClassAug" / f"{name}.png")
+
+
+@pytest.mark.parametrize("form", ["mat", "png"])
+def test_trainaug_adds_sbd_without_val(voc, form):
+    train, val = VOCSegmentation(voc, "train", PLAIN), VOCSegmentation(voc, "val", PLAIN)
+    add_sbd(voc, form, ["2008_000001", train.names[0], *val.names])
+    augmented = VOCSegmentation(voc.parents[1], "trainaug", PLAIN)
+    assert list(augmented.names) == [*train.names, "2008_000001"]
+    assert (augmented[4]["mask"] == 13).all()
+    # An image of VOC train keeps VOC's own mask, which has void borders.
+    assert torch.equal(augmented[0]["mask"], train[0]["mask"])
+
+
+def test_trainaug_without_sbd_names_both_places_and_the_command(voc):
+    with pytest.raises(UserError, match=r"SegmentationClassAug.*cls.*segmod-train data=voc_aug .*data\.download=true"):
+        VOCSegmentation(voc.parents[1], "trainaug", PLAIN)
+
+
+def test_missing_tree_names_path_and_command(tmp_path):
+    with pytest.raises(UserError) as caught:
+        VOCSegmentation(tmp_path, "train", PLAIN)
+    assert str(tmp_path / "VOCdevkit" / "VOC2012") in str(caught.value)
+    assert f"segmod-train data=voc data.root={tmp_path} data.download=true" in str(caught.value)
+
+
+def test_missing_list_names_file_and_choices(voc):
+    with pytest.raises(UserError, match=r"Segmentation/tarin\.txt.*choose one of train, trainval, val"):
+        VOCSegmentation(voc, "tarin", PLAIN)
+
+
+def test_empty_list(voc):
+    (voc / "ImageSets/Segmentation/train.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"train\.txt: the list is empty"):
+        VOCSegmentation(voc, "train", PLAIN)
+
+
+def test_unknown_year(voc):
+    with pytest.raises(UserError, match=r"data\.year=2013.*2007 to 2012"):
+        VOCSegmentation(voc, "train", PLAIN, year=2013)
+
+
+def damage(file: Path, how: str) -> None:
+    if how == "missing":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif how == "empty":
+        file.write_bytes(b"")
+    else:
+        file.write_bytes(b"no picture at all")
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "empty", "other"])
+@pytest.mark.parametrize("part", ["JPEGImages/{}.jpg", "SegmentationClass/{}.png"])
+def test_bad_files_are_named_when_met(voc, part, how):
+    file = voc / part.format(first_id(voc))
+    damage(file, how)
+    dataset = VOCSegmentation(voc, "train", PLAIN)
+    with pytest.raises(UserError) as caught:
+        dataset[0]
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
+    assert dataset[1]["name"] != first_id(voc)  # the others can still be read
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "empty", "other"])
+def test_bad_mat_files_are_named(tmp_path, how):
+    file = tmp_path / "a.mat"
+    savemat(file, {"GTcls": {"Segmentation": np.eye(3, dtype=np.uint8)}})
+    np.testing.assert_array_equal(read_mat(file), np.eye(3))
+    damage(file, how)
+    with pytest.raises(UserError, match=r"a\.mat: .*mask") as caught:
+        read_mat(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_mat_of_something_else(tmp_path):
+    savemat(tmp_path / "a.mat", {"boxes": [1, 2]})
+    with pytest.raises(UserError, match=r"a\.mat: .*not SBD's"):
+        read_mat(tmp_path / "a.mat")
+
+
+def test_mask_of_another_size_names_both_files(voc):
+    file = voc / "SegmentationClass" / f"{first_id(voc)}.png"
+    Image.new("L", (10, 20)).save(file)
+    with pytest.raises(UserError, match=r"\.png: the mask is 10x20 .*\.jpg is 48x32"):
+        VOCSegmentation(voc, "train", PLAIN)[0]
+
+
+def test_labels_that_do_not_exist_are_listed(voc):
+    file = voc / "SegmentationClass" / f"{first_id(voc)}.png"
+    mask = np.zeros((32, 48), dtype=np.uint8)
+    mask[0, :4] = (20, 21, 200, 255)
+    Image.fromarray(mask).save(file)
+    with pytest.raises(UserError, match=r"\.png: labels \[21, 200\] are outside 0\.\.20 and 255"):
+        VOCSegmentation(voc, "train", PLAIN)[0]
+
+
+def test_mask_in_colours(voc):
+    Image.new("RGB", (48, 32)).save(voc / "SegmentationClass" / f"{first_id(voc)}.png")
+    with pytest.raises(UserError, match=r"stored as RGB colours"):
+        VOCSegmentation(voc, "train", PLAIN)[0]
+
+
+def test_verify_passes_a_good_tree(voc):
+    verify([VOCSegmentation(voc, "trainval", PLAIN)])
+
+
+def test_verify_lists_ten_and_counts_the_rest(tmp_path):
+    voc = write_voc_tree(tmp_path, train=14, val=1, size=(32, 32))
+    dataset = VOCSegmentation(voc, "train", PLAIN)
+    for image, _ in dataset.files[:12]:
+        damage(image, "cut")
+    with pytest.raises(UserError, match=r"^12 of 15 images are bad: ") as caught:
+        verify([dataset, VOCSegmentation(voc, "val", PLAIN)])
+    assert str(caught.value).count("is damaged") == 10
+    assert str(caught.value).endswith("; and 2 more")
+    assert "\n" not in str(caught.value)
+
+
+def test_download_leaves_a_tree_alone_and_a_failure_is_one_line(voc, tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    def unreachable(root, year, **_):
+        raise OSError("<urlopen error Name or service not known>")
+
+    monkeypatch.setattr(torchvision.datasets, "VOCSegmentation", unreachable)
+    monkeypatch.setattr("segmod.data.voc._DOWNLOAD_BYTES", 1)
+    for root in (voc, *voc.parents[:2]):
+        download_voc(root, 2012)
+    with pytest.raises(UserError, match=r"download of PASCAL VOC 2012 failed \(<urlopen error"):
+        download_voc(tmp_path / "elsewhere", 2012)
+
+
+def test_a_full_disk_is_seen_before_the_download(tmp_path):
+    with pytest.raises(UserError, match=r"GB free, the download needs 1000000000 GB.*data\.root"):
+        require_space(tmp_path, 10**18)
+
+
+@pytest.mark.skipif(not (REAL / "VOCdevkit").is_dir(), reason="real PASCAL VOC is not there")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_images_read(split):
+    dataset = VOCSegmentation(REAL, split, PLAIN)
+    for index in range(0, len(dataset), 20):
+        image, mask = dataset.read(index)
+        assert max(image.shape) <= 500
+        # An independent reading of the same files.
+        png = Image.open(dataset.files[index][1])
+        assert png.mode == "P"
+        np.testing.assert_array_equal(mask, np.asarray(png))
+        np.testing.assert_array_equal(image[:, :, ::-1], cv2.imread(str(dataset.files[index][0])))
