@@ -115,7 +115,7 @@ class HypercolumnSparse(SegmentationModule):
         training = self.net.training
         self.net.to(self.device).eval()
         parts: list[Points] = []
-        loader = DataLoader(images, batch_size=None, num_workers=workers)
+        loader = DataLoader(images, batch_size=None, num_workers=workers, generator=torch.Generator())
         with torch.no_grad():
             for sample in rich.progress.track(loader, "Hypercolumns of the training images", transient=True):
                 points, label = draw_points(sample["mask"], self.points_per_class, (self.seed, int(sample["index"])))
