@@ -42,8 +42,8 @@ def score_at(net: nn.Module, image: Tensor, shape: tuple[int, int]) -> Tensor:
     return resize(logits.float().softmax(1), (image.shape[-2], image.shape[-1]))
 
 
-def resize(maps: Tensor, shape: tuple[int, int]) -> Tensor:
+def resize(maps: Tensor, shape: tuple[int, int], antialias: bool = False) -> Tensor:
     """Bilinear resize of (B, C, H, W) to (B, C, *shape); the same tensor where nothing changes."""
     if tuple(maps.shape[-2:]) == shape:
         return maps
-    return F.interpolate(maps, size=shape, mode="bilinear", align_corners=False)
+    return F.interpolate(maps, size=shape, mode="bilinear", align_corners=False, antialias=antialias)
