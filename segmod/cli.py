@@ -44,10 +44,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             with job_environment(cfg):
                 try:
                     return job(cfg)
-                except UserError as error:
-                    log.info("")  # the terminal's progress bar ends without a line break
-                    if cfg_is_multirun():
-                        log.error("segmod: error in %s: %s", cfg.get("run_dir", config_name), error)
+                except Exception as error:
+                    if not is_multirun():  # leave here: Hydra would print lines of its own
+                        sys.exit(_report(error, config_name))
+                    # tell it now; Hydra goes on with the other jobs and raises the first error at the end
+                    log.error("segmod: error in %s: %s", cfg.get("run_dir", config_name), " ".join(str(error).split()))
                     raise
 
         @wraps(job)
@@ -68,7 +69,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     return decorate
 
 
-def cfg_is_multirun() -> bool:
+def is_multirun() -> bool:
     """Whether this job is one of several."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -107,6 +108,10 @@ def _report(error: BaseException, config_name: str) -> int:
         line = str(error)
     elif isinstance(error, (HydraException, OmegaConfBaseException)):
         line = explain(error, config_name)
+    elif type(error).__name__ == "MisconfigurationException":  # lightning's, not imported here
+        line = f"trainer: {error}"
+    elif isinstance(error, OSError) and error.filename:
+        line = f"{error.filename}: {error.strerror}"
     else:
         traceback.print_exception(error)
         return 1
@@ -119,6 +124,8 @@ def _report(error: BaseException, config_name: str) -> int:
 def explain(error: BaseException, config_name: str) -> str:
     """One line for what Hydra or OmegaConf refuses: the key or group, and what may stand there."""
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+    if match := re.search(r"[Ee]rror parsing override '(.*?)'\n(.*)", text):
+        return f"cannot read the override {match.group(1)!r} ({match.group(2)}): write key=value, quote odd characters"
     if match := re.search(r"Could not find '([\w/]+?)/([^'/]*)'", text):
         group, option = match.groups()
         known = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lightning import LightningDataModule
 
 from segmod.data.dataset import SegmentationDataset, Transform
-from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, one_thread_each
+from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, prepare_worker
 from segmod.data.sbd import AUGMENTED_SPLIT, download_sbd
 from segmod.data.synthetic import SyntheticScenes
 from segmod.data.transforms import EvalTransform, Normalization, TrainTransform, require, scale_range, whole
@@ -160,7 +160,7 @@ class SegmentationDataModule(LightningDataModule):
             num_workers=workers,
             persistent_workers=persistent and workers > 0,
             pin_memory=self._on_cuda(),
-            worker_init_fn=one_thread_each,
+            worker_init_fn=prepare_worker,
             # A generator of its own, for a loader would draw a number from the global one each time it is iterated.
             generator=torch.Generator(),
         )

@@ -6,7 +6,7 @@ import inspect
 import types as python_types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import hydra.utils
 from hydra.errors import InstantiationException
@@ -25,7 +25,7 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
         kwargs: Further arguments, already built.
 
     Raises:
-        UserError: A target does not exist; an argument is unknown, missing, of the wrong type or refused. Names its key.
+        UserError: A target does not exist; an argument is unknown, missing, of a wrong type or refused. Names its key.
     """
     node = OmegaConf.select(cfg, key)
     plain = OmegaConf.to_container(node, resolve=True)
@@ -36,7 +36,7 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        if isinstance(cause, (ValueError, TypeError, FileNotFoundError)):
+        if isinstance(cause, (ValueError, TypeError, OSError)) or type(cause).__name__ == "MisconfigurationException":
             place = str(error).rpartition("full_key: ")[2].split("\n")[0].strip() or key
             raise UserError(f"{place}: {cause}") from error
         raise
@@ -136,6 +136,8 @@ def _check_type(value: Any, hint: Any, key: str) -> None:
 def _describe(hint: Any) -> str:
     if get_origin(hint) in (Union, python_types.UnionType):
         return " or ".join(_describe(arg) for arg in get_args(hint))
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
     if hint is type(None):
         return "null"
     return "path" if hint is Path else getattr(hint, "__name__", str(hint)).replace("typing.", "")

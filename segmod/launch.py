@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -33,9 +35,10 @@ def job_environment(cfg: DictConfig) -> Iterator[None]:
         yield
     finally:
         if "wandb" in sys.modules:
-            from segmod.callbacks.loggers import finish
+            import wandb
 
-            finish(exit_code=1 if sys.exc_info()[0] else 0)
+            with suppress(Exception):  # watching must not spoil a run
+                wandb.finish(exit_code=1 if sys.exc_info()[0] else 0)
         if "torch" in sys.modules:
             import torch
 
@@ -80,10 +83,14 @@ def child_command(local_rank: int) -> tuple[Sequence[str], str]:
     return command, get_original_cwd()
 
 
-def teach_lightning() -> None:
-    """Make Lightning start further ranks with `child_command`."""
+def prepare_lightning() -> None:
+    """Make Lightning start further ranks with `child_command`, and keep its remarks for real warnings."""
     from lightning.fabric.strategies.launchers import subprocess_script as fabric_script
     from lightning.pytorch.strategies.launchers import subprocess_script as pytorch_script
 
     for script in (fabric_script, pytorch_script):
         setattr(script, "_hydra_subprocess_cmd", child_command)  # noqa: B010 (private, and imported by name)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*isinstance.treespec, LeafSpec.*", ".*overridden `on_after_batch_transfer`.*", ".*num_workers.*"):
+        warnings.filterwarnings("ignore", message=message)

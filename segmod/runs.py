@@ -61,6 +61,8 @@ def readable(overrides: Sequence[str], *, with_model_and_data: bool) -> str:
 
 def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: Mapping[str, Any]) -> str:
     """Directory of a run: ``runs/<name>[/<overrides>]/seed<k>``."""
+    if not isinstance(seed, int):
+        raise UserError(f"seed={seed!r}: give a whole number")
     is_default = name == f"{choices.get('model')}-{choices.get('data')}"
     suffix = readable(overrides, with_model_and_data=not is_default)
     return str(Path(runs).expanduser().joinpath(*filter(None, [name, suffix]), f"seed{seed}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from segmod import cli, runs
+from segmod.types import UserError
 
 if TYPE_CHECKING:
     import lightning as L
@@ -51,10 +53,9 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
 
     from segmod.callbacks.checkpoints import Stopped
     from segmod.instantiate import instantiate
-    from segmod.launch import teach_lightning
-    from segmod.types import UserError
+    from segmod.launch import prepare_lightning
 
-    teach_lightning()
+    prepare_lightning()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule: L.LightningDataModule = instantiate(cfg, "data")
     module: SegmentationModule = instantiate(cfg, "model")
@@ -102,6 +103,9 @@ def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
     callbacks = [c for c in callbacks if c is not checkpoints] + [checkpoints, StopOnSignal(checkpoints)]
     if not cfg.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if type(c).__name__ not in ("RichProgressBar", "RichModelSummary")]
+    devices = cfg.trainer.devices
+    if cfg.trainer.accelerator in ("cpu", "auto") and isinstance(devices, int) and devices > (os.cpu_count() or 1):
+        raise UserError(f"trainer.devices={devices}: this machine has {os.cpu_count()} CPU cores; one process a core")
     loggers = [instantiate(cfg, f"logger.{name}") for name, node in cfg.logger.items() if node is not None]
     trainer: L.Trainer = instantiate(
         cfg,
@@ -133,8 +137,6 @@ def check_disk(directory: Path, module: L.LightningModule) -> None:
     Raises:
         UserError: Too little space is free.
     """
-    from segmod.types import UserError
-
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     needed = 2 * 3 * weights  # last and best, each weights and up to two moments
     free = shutil.disk_usage(directory).free

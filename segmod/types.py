@@ -1,11 +1,14 @@
-"""What every room of segmod agrees on: the batch, the label set, and the error a user can mend."""
+"""What every room of segmod agrees on: the batch, the label set, and the error a user can mend.
+
+Imports torch for the type checker alone, so that a command's ``--help`` need not wait for it.
+"""
 
 from __future__ import annotations
 
-from typing import NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 IGNORE_INDEX = 255
 """Label of void pixels: they enter no loss and no metric."""
@@ -73,4 +76,4 @@ def labels_of(scores: Tensor) -> Tensor:
     Returns:
         int64 (B, H, W).
     """
-    return torch.max(scores, dim=1).indices
+    return scores.max(dim=1).indices

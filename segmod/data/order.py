@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from segmod.types import Batch, UserError
+
+# Parameters of mallopt(3), from <malloc.h>.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 256 * 2**20
 
 # Both orders are DistributedSamplers because that is how Lightning knows that ranks are already told apart.
 
@@ -106,6 +111,11 @@ def _own_line(error: UserError) -> str:
     return str(error).rpartition("UserError: ")[2].strip()
 
 
-def one_thread_each(worker: int) -> None:
-    """Keep OpenCV of a worker process from starting a thread for each core."""
-    cv2.setNumThreads(1)
+def prepare_worker(worker: int) -> None:
+    """Set a worker process up for loading images; ``worker_init_fn`` of a DataLoader."""
+    cv2.setNumThreads(1)  # or the workers together would start a thread for each core each
+    # glibc hands large buffers back to the kernel as soon as they are free, and having them again for the next sample
+    # takes half the time of making it (page faults; benchmarks/data_loading.py).
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)

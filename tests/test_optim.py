@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import nn
+
+from segmod.optim import Constant, Linear, Poly, Schedule, Step, param_groups, scale_groups
+from segmod.types import UserError
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+
+
+def test_first_matching_rule_wins_and_multiplies() -> None:
+    rules = [{"match": r"^0\.bias$", "lr_mult": 2.0, "decay_mult": 0.0}, {"match": r"\.bias$", "lr_mult": 5.0}]
+    groups = param_groups(net(), rules)
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.01)
+    scale_groups(optimizer)
+    # two biases of 4 and 2 values, then the two weights
+    assert [[p.numel() for p in g["params"]] for g in optimizer.param_groups] == [[4], [2], [108, 8]]
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.2, 0.5, 0.1])
+    assert [g["weight_decay"] for g in optimizer.param_groups] == pytest.approx([0.0, 0.01, 0.01])
+
+
+def test_rule_with_zero_rate_freezes() -> None:
+    module = net()
+    groups = param_groups(module, [{"match": "^0", "lr_mult": 0.0}])
+    assert sum(p.numel() for g in groups for p in g["params"]) == 10
+    assert not module[0].weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([{"match": "nothing"}], r"param_rules\[0\].match='nothing' decides for no parameter"),
+        ([{"match": "bias"}, {"match": r"0\.bias"}], r"param_rules\[1\]"),  # shadowed by the first
+        ([{"match": "("}], "no regular expression"),
+        ([{"match": "bias", "lr": 2}], "may have 'lr_mult'"),
+    ],
+)
+def test_wrong_rules_are_named(rules: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        param_groups(net(), rules)  # type: ignore[arg-type]
+
+
+def rates(schedule: type[Schedule], steps: int, **kwargs: object) -> list[float]:
+    optimizer = torch.optim.SGD(net().parameters(), lr=1.0)
+    scheduler = schedule(optimizer, **kwargs)  # type: ignore[arg-type]
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_schedules_follow_their_formulas() -> None:
+    assert rates(Constant, 3, total_steps=3) == [1, 1, 1]
+    assert rates(Linear, 4, total_steps=4) == [1, 0.75, 0.5, 0.25]
+    assert rates(Poly, 4, total_steps=4, power=2.0) == [1, 0.5625, 0.25, 0.0625]
+    assert rates(Step, 5, total_steps=5, every=2, gamma=0.1) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+def test_schedule_by_epoch_is_still_within_an_epoch() -> None:
+    # 2 steps an epoch, 6 steps: 3 epochs at 1, 2/3, 1/3
+    found = rates(Linear, 6, total_steps=6, steps_per_epoch=2, by_epoch=True)
+    assert found == pytest.approx([1, 1, 2 / 3, 2 / 3, 1 / 3, 1 / 3])
+
+
+def test_warmup_rises_in_equal_steps() -> None:
+    assert rates(Constant, 5, total_steps=5, warmup=3) == [0.25, 0.5, 0.75, 1, 1]
+
+
+def test_schedule_state_loads_as_plain_weights(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    optimizer = torch.optim.SGD(net().parameters(), lr=1.0)
+    scheduler = Poly(optimizer, total_steps=10)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    torch.save(scheduler.state_dict(), tmp_path / "s.pt")
+    other = Poly(torch.optim.SGD(net().parameters(), lr=1.0), total_steps=10)
+    other.load_state_dict(torch.load(tmp_path / "s.pt", weights_only=True))
+    assert other.last_epoch == 3
