@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1] / "segmod"
 GROUND = {"types", "ops"}
 PARTS = {"nets", "data", "inference", "metrics", "optim", "losses", "checkpoint", "viz"}
 LIGHTNING = {"modules", "datamodules", "callbacks"}
-COMMANDS = {"train", "evaluate", "predict", "tables", "runs", "cli", "instantiate", "launch"}
+COMMANDS = {"train", "evaluate", "predict", "tables", "results", "runs", "cli", "instantiate", "launch"}
 FLOORS = [GROUND, PARTS, LIGHTNING, COMMANDS]
 # packages a floor may not import, beyond what the floors above it may
 FORBIDDEN = [

@@ -1,0 +1,93 @@
+"""What the finished runs reached: the metrics.json files below a folder, for the tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from segmod import runs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metrics.json: a finished run, or an evaluation of one.
+
+    ``values`` are called ``miou``, ``iou/<class>``, or by a further number's name (``wall_time_s``), and those of the
+    curves in metrics.csv ``mean_over_epochs/<metric>`` and ``max_over_epochs/<metric>``.
+    """
+
+    folder: Path  # of the run and its siblings with other seeds
+    name: str  # of the run
+    settings: str  # the overrides that set this folder apart from others of the name
+    evaluation: str  # folder of the evaluation, such as multiscale-val; empty for the run's own result
+    inference: str
+    data: str  # such as VOC2012
+    split: str
+    images: int | None  # how many were scored, where the file says so
+    values: Mapping[str, float]
+    reported: Sequence[Mapping[str, Any]]  # rows of tables that this score belongs to
+
+
+def collect(root: Path) -> list[Score]:
+    """All results below a folder; a file that holds none is left out with a warning that names it.
+
+    An evaluation that scores a split as the run itself does says nothing new, and is left out, too.
+    """
+    scores = []
+    for path in sorted(root.rglob("metrics.json")):
+        try:
+            scores.append(read_score(path))
+        except Exception as error:  # whatever a foreign file can cause
+            log.warning("segmod: warning: %s is left out: no result of segmod (%s)", path, str(error).split("\n")[0])
+    known = {(s.folder, f"{s.inference}-{s.split}") for s in scores if not s.evaluation}
+    return [s for s in scores if (s.folder, s.evaluation) not in known]
+
+
+def read_score(path: Path) -> Score:
+    """Read one metrics.json, the config of its run and the run's curves."""
+    contents = json.loads(path.read_text())
+    evaluation = path.parent.name if path.parent.parent.name == "evaluation" else ""
+    directory = path.parents[2] if evaluation else path.parent
+    cfg = runs.Run(directory).config()
+    data = cfg.data._target_.rpartition(".")[2].removesuffix("DataModule") + str(cfg.data.get("year", ""))
+    split = contents["split"] if evaluation else cfg.data.get("val_split", contents["split"])
+    values = {key: value for key, value in contents.items() if isinstance(value, (int, float))}
+    values |= {f"iou/{name}": value for name, value in contents["iou"].items()}
+    values |= {key.rpartition("/")[2]: value for key, value in contents["metrics"].items()}
+    if not evaluation:
+        values |= over_epochs(directory / "metrics.csv")
+    name, folder = str(contents["name"]), directory.resolve().parent
+    return Score(
+        folder=folder,
+        name=name,
+        settings=f"/{folder}/".rpartition(f"/{name}/")[2].strip("/"),
+        evaluation=evaluation,
+        inference=str(contents.get("inference") or cfg.inference._target_.split(".")[-2]),
+        data=data,
+        split=split,
+        images=contents.get("images"),
+        values={key: float(value) for key, value in values.items() if value is not None},
+        reported=contents.get("reported") or [],
+    )
+
+
+def over_epochs(path: Path) -> dict[str, float]:
+    """Mean and maximum of each validation metric over the epochs of a run; nothing where it has no curves."""
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+    last = max((float(row["epoch"]) for row in rows if row.get("train/loss")), default=-1.0)
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if float(row["epoch"] or 0) <= last:  # after it the chosen checkpoint is scored again: no further epoch
+            for key, value in row.items():
+                if value and key.startswith("val/"):
+                    found.setdefault(key.removeprefix("val/"), []).append(float(value))
+    means = {f"mean_over_epochs/{key}": mean(values) for key, values in found.items()}
+    return means | {f"max_over_epochs/{key}": max(values) for key, values in found.items()}
