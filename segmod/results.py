@@ -48,7 +48,8 @@ def collect(root: Path) -> list[Score]:
         except Exception as error:  # whatever a foreign file can cause
             log.warning("segmod: warning: %s is left out: no result of segmod (%s)", path, str(error).split("\n")[0])
     known = {(s.folder, f"{s.inference}-{s.split}") for s in scores if not s.evaluation}
-    return [s for s in scores if (s.folder, s.evaluation) not in known]
+    kept = [s for s in scores if (s.folder, s.evaluation) not in known]
+    return sorted(kept, key=lambda s: (s.folder, s.evaluation))
 
 
 def read_score(path: Path) -> Score:

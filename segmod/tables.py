@@ -214,13 +214,12 @@ def layout(columns: Sequence[Column], rows: Sequence[Row]) -> list[list[str]]:
             for k, kind in enumerate(kinds):
                 lines.append([*(_facts(row) if k == 0 else ["", "", ""]), kind, *(cell[k] for cell in cells)])
         return lines
-    head = ["", "runs", "scored on"]
+    lines = [["", "runs", "scored on"]]
     for column in columns:
-        head += [_heading(column)] + (["paper", "difference"] if column in both else [])
-    return [head] + [
-        _facts(row) + [text for column in columns for text in _cells(row, column)[: 3 if column in both else 1]]
-        for row in rows
-    ]
+        lines[0] += [_heading(column)] + (["paper", "difference"] if column in both else [])
+    for row in rows:
+        lines.append(_facts(row) + [t for c in columns for t in _cells(row, c)[: 3 if c in both else 1]])
+    return lines
 
 
 def _heading(column: Column) -> str:
@@ -244,10 +243,10 @@ def _cells(row: Row, column: Column) -> tuple[str, str, str]:
     ours = f"{mean(values):.{digits}f}" if values else DASH
     if len(values) > 1:
         ours += f" ± {stdev(values):.{digits}f}"
-    difference = f"{mean(values) - paper:+.{digits}f}" if values and paper is not None else DASH
-    if difference != DASH and not row.comparable():
-        difference += " †"
-    return ours, f"{paper:.{digits}f}" if paper is not None else DASH, difference
+    if paper is None:
+        return ours, DASH, DASH
+    mark = "" if row.comparable() else " †"
+    return ours, f"{paper:.{digits}f}", f"{mean(values) - paper:+.{digits}f}{mark}" if values else DASH
 
 
 def footnotes(rows: Sequence[Row]) -> list[str]:
@@ -295,3 +294,7 @@ def records(columns: Sequence[Column], rows: Sequence[Row]) -> Iterator[dict[str
                 "difference": mean(ours) - paper if ours and paper is not None else None,
                 "comparable": row.comparable(), "source": row.source, "command": row.command,
             }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
