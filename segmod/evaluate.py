@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 
 @cli.command("evaluate")
-def main(cfg: DictConfig) -> float | None:
-    """Score a run as the config says; returns val/miou, None for a split without truth."""
+def main(cfg: DictConfig) -> None:
+    """Score a run as the config says."""
     from segmod.inference.submission import Submission
     from segmod.launch import prepare_lightning
 
@@ -49,14 +49,14 @@ def main(cfg: DictConfig) -> float | None:
     started = time.monotonic()
     trainer = validate(cfg, module, datamodule, directory, submission)
     if not trainer.is_global_zero:
-        return None
+        return
     if submission is not None:
         finish(submission, datamodule)
     if module.confusion is None or not int(module.confusion.sum()):
         if submission is None:
             raise UserError(f"split={split} has no truth to score: choose another split, or submission=true")
-        log.info("%s has no truth: no metrics", split)
-        return None
+        log.info("split %s has no truth: no metrics", split)
+        return
     result = runs.record(
         directory,
         run.config(),
@@ -72,8 +72,6 @@ def main(cfg: DictConfig) -> float | None:
     )
     write_tables(directory, module.confusion, datamodule.classes, f"{run_cfg.name}, {directory.name}")
     report(directory, module.confusion, datamodule.classes, result)
-    miou: float | None = result["metrics"]["val/miou"]
-    return miou
 
 
 def settle(cfg: DictConfig, run: runs.Run) -> DictConfig:
