@@ -23,6 +23,7 @@ RUNS = "runs"  # the table of all runs, which no paper has
 _DEFAULT_COLUMNS = [{"metric": name, "header": name} for name in ("miou", "pixel_acc", "mean_acc", "fwiou")]
 _DIGITS = {"%": 1, "MiB": 0, "s": 3}
 _FACTORS = {"%": 100.0, "MiB": 2.0**-20, "s": 1.0}  # from the units of metrics.json to those of a table
+_KINDS = ("ours", "paper", "difference")
 _WIDE = 4  # tables with more columns than this have ours, paper and difference below each other
 
 
@@ -189,17 +190,18 @@ def write(path: Path, caption: str, columns: Sequence[Column], rows: Sequence[Ro
         labels = [row.label if len(row.label) <= 40 else f"{row.label[:39]}\N{HORIZONTAL ELLIPSIS}" for row in shown]
         viz.bar_chart(labels, series, path.with_suffix(".png"), caption, _heading(first))
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 200  # a file has no margin
     table = Table(title=caption)
+    header, *lines = layout(columns[:1] if len(columns) > _WIDE else columns, rows)  # a terminal is not that wide
     for i, heading in enumerate(header):
         table.add_column(heading, justify="right" if i else "left", overflow="fold")
     for line in lines:
         table.add_row(*line)
     console.print(table)
     for note in notes:
-        console.print(note, soft_wrap=True, markup=False)
+        console.print(note, soft_wrap=True)
     console.print(f"written: {path}.{{md,csv,tex,png}}\n", soft_wrap=True)
 
 
@@ -207,12 +209,10 @@ def layout(columns: Sequence[Column], rows: Sequence[Row]) -> list[list[str]]:
     """Header and lines of a table; the paper's and the difference stand where some row has a number of the paper."""
     both = [column for column in columns if any(row.theirs(column) is not None for row in rows)]
     if len(columns) > _WIDE:
-        kinds = ["ours", "paper", "difference"] if both else ["ours"]
-        lines = [[""] + ["runs", "scored on", ""] + [_heading(column) for column in columns]]
+        lines = [["", "runs", "scored on", "", *(column.header for column in columns)]]
         for row in rows:
-            cells = [_cells(row, column) for column in columns]
-            for k, kind in enumerate(kinds):
-                lines.append([*(_facts(row) if k == 0 else ["", "", ""]), kind, *(cell[k] for cell in cells)])
+            for kind, cells in zip(_KINDS, zip(*(_cells(row, column) for column in columns), strict=True), strict=True):
+                lines += [[*_facts(row), kind, *cells]] if set(cells) != {DASH} else []
         return lines
     lines = [["", "runs", "scored on"]]
     for column in columns:

@@ -143,6 +143,7 @@ def test_wide_tables_stack_ours_paper_and_difference(tmp_path: Path) -> None:
     columns = [Column(f"iou/{name}", name) for name in names]
     lines = layout(columns, make_rows("t", {}, columns, collect(tmp_path)))[1:]
     dash = "\N{EN DASH}"
+    assert [line[0] for line in lines] == ["Net"] * 3
     assert [line[3:] for line in lines] == [
         ["ours", "80.0", dash, dash, dash, dash],  # IoU of cat is null in the file
         ["paper", "70.0", dash, dash, dash, dash],
