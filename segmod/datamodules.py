@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lightning import LightningDataModule
 
 from segmod.data.dataset import SegmentationDataset, Transform
-from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, prepare_worker
+from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, collate, prepare_worker
 from segmod.data.sbd import AUGMENTED_SPLIT, download_sbd
 from segmod.data.synthetic import SyntheticScenes
 from segmod.data.transforms import EvalTransform, Normalization, TrainTransform, require, scale_range, whole
@@ -151,11 +151,12 @@ class SegmentationDataModule(LightningDataModule):
         workers = self.num_workers
         if workers is None:
             local = self.trainer.num_devices if self.trainer else 1
-            workers = min(_MAX_WORKERS, max(1, len(os.sched_getaffinity(0)) // local))
+            workers = min(_MAX_WORKERS, max(1, _cores() // local))
         return ResumableLoader(
             dataset,
             batch_size=batch_size,
             sampler=order,
+            collate_fn=collate,
             drop_last=isinstance(order, TrainingOrder),
             num_workers=workers,
             persistent_workers=persistent and workers > 0,
@@ -280,3 +281,8 @@ class VOCDataModule(SegmentationDataModule):
         return VOCSegmentation(
             self.root, split, transform, self.year, self.sbd_root, self.seed, self.void_as_background
         )
+
+
+def _cores() -> int:
+    """Return the number of cores this process may use; only Linux can say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
