@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,7 +70,7 @@ class EvaluationOrder(DistributedSampler[int]):
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader that can start in the middle of an epoch and that lets a `UserError` through as one line.
 
-    Lightning stores `state_dict` in its checkpoints and calls the sampler's ``set_epoch`` before each epoch.
+    The epoch and the seed of its samples come from a `TrainingOrder` as its sampler. Lightning stores `state_dict` in its checkpoints and calls the sampler's ``set_epoch`` before each epoch.
     """
 
     _epoch = 0
@@ -103,7 +104,8 @@ class ResumableLoader(DataLoader[Any]):
             except UserError as error:
                 raise UserError(_own_line(error)) from None
             self._handed_out += 1
-            batch["mask"] = batch["mask"].long()
+            if self.collate_fn is collate:
+                batch["mask"] = batch["mask"].long()
             yield batch
 
 
@@ -123,6 +125,8 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 
 def prepare_worker(worker: int) -> None:
     """Set a worker process up for loading images; ``worker_init_fn`` of a DataLoader."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # for the main process, which ends its step first
+        signal.signal(signum, signal.SIG_IGN)
     cv2.setNumThreads(1)  # or the workers together would start a thread for each core each
     # glibc hands large buffers back to the kernel as soon as they are free, and having them again for the next sample
     # takes half the time of making it (page faults; benchmarks/data_loading.py).

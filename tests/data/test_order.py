@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder
+from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, collate
 from segmod.data.synthetic import SyntheticScenes
 from segmod.data.transforms import Normalization, TrainTransform
 from segmod.types import UserError
@@ -156,3 +156,26 @@ def test_importing_the_transforms_asks_no_network():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "network" not in done.stdout
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_masks_packed_for_the_way_arrive_whole(workers):
+    scenes = SyntheticScenes("train", 2, TrainTransform(Normalization.named("imagenet"), crop_size=24, hflip=0))
+    (batch,) = ResumableLoader(scenes, batch_size=2, num_workers=workers, collate_fn=collate)
+    assert batch["mask"].dtype == torch.int64
+    assert torch.equal(batch["mask"], torch.stack([scenes[0]["mask"], scenes[1]["mask"]]))
+    assert 255 in batch["mask"]
+
+
+def test_any_samples_can_be_loaded():
+    order = TrainingOrder(4, seed=0)
+    (batch,) = ResumableLoader(Squares(), batch_size=4, sampler=order)
+    assert batch.tolist() == [index**2 for _, index in order]
+
+
+class Squares(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, key):
+        return key[1] ** 2
