@@ -160,7 +160,9 @@ def iou_chart(iou: Sequence[float | None], classes: Sequence[str], path: Path | 
     figure, axes = _figure(7.0, 1.3 + 0.27 * len(classes))
     values = [0.0 if value is None else 100 * value for value in iou]
     bars = axes.barh(range(len(classes)), values, color=OKABE_ITO[0], height=0.72)
-    axes.bar_label(bars, ["absent" if v is None else f"{100 * v:.1f}" for v in iou], padding=3, fontsize=8.5)
+    texts = ["absent" if value is None else f"{100 * value:.1f}" for value in iou]
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # keeps the mean's line out of the figures
+    axes.bar_label(bars, texts, padding=3, fontsize=8.5, bbox=behind)
     defined = [100 * value for value in iou if value is not None]
     if defined:
         mean = sum(defined) / len(defined)
