@@ -70,7 +70,8 @@ class EvaluationOrder(DistributedSampler[int]):
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader that can start in the middle of an epoch and that lets a `UserError` through as one line.
 
-    The epoch and the seed of its samples come from a `TrainingOrder` as its sampler. Lightning stores `state_dict` in its checkpoints and calls the sampler's ``set_epoch`` before each epoch.
+    Its sampler, a `TrainingOrder`, knows the epoch. Lightning stores `state_dict` in its checkpoints and calls the
+    sampler's ``set_epoch`` before each epoch.
     """
 
     _epoch = 0

@@ -160,7 +160,7 @@ def test_importing_the_transforms_asks_no_network():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_masks_packed_for_the_way_arrive_whole(workers):
-    scenes = SyntheticScenes("train", 2, TrainTransform(Normalization.named("imagenet"), crop_size=24, hflip=0))
+    scenes = SyntheticScenes("train", 2, TrainTransform(Normalization.named("imagenet"), hflip=0))
     (batch,) = ResumableLoader(scenes, batch_size=2, num_workers=workers, collate_fn=collate)
     assert batch["mask"].dtype == torch.int64
     assert torch.equal(batch["mask"], torch.stack([scenes[0]["mask"], scenes[1]["mask"]]))
