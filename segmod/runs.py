@@ -25,7 +25,7 @@ from segmod.types import UserError
 _INFRASTRUCTURE = re.compile(
     r"(runs|overwrite|seed|name|run_dir|experiment|sweep|reported|logger|hydra)([./].*)?"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|default_root_dir|enable_\w+|log_every_n_steps|profiler)"
-    r"|callbacks\.(progress|summary|pictures|panels)\..*"
+    r"|callbacks\.(progress|summary|pictures|panels)\..*|callbacks\.checkpoints\.every_n_steps"
     r"|data\.(root|num_workers|download|verify|pin_memory)"
 )
 _DEVICE_TRAINERS = {"default", "cpu", "gpu", "ddp"}

@@ -122,7 +122,12 @@ class Checkpoints(L.Callback):
                 part.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; give a resumed loader its place in the epoch.
+
+        Lightning does that itself, but not where a schedule has asked for the length of the training before: the
+        loader is then made too early. The loader starts at the first batch asked for, so now is early enough.
+        """
+        trainer.fit_loop._load_combined_loader_states()
         self._started = time.monotonic()
         self._saved_step = self._validated_step = trainer.global_step
 

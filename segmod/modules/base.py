@@ -158,6 +158,8 @@ class SegmentationModule(L.LightningModule):
                 raise UserError("model.scheduler needs the length of the training: set trainer.max_steps or max_epochs")
             length["total_steps"] = int(total)
         if "steps_per_epoch" in inspect.signature(self.scheduler).parameters:
+            if self.trainer.num_training_batches == float("inf"):  # the loader has not been made yet
+                self.trainer.fit_loop.setup_data()
             batches = self.trainer.num_training_batches
             length["steps_per_epoch"] = math.ceil(batches / self.trainer.accumulate_grad_batches)
         try:

@@ -1,0 +1,49 @@
+"""Commands run as a user types them, in this process, so that torch is imported once."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ["WANDB_MODE"] = "offline"
+torch.set_num_threads(1)
+
+# the default net on a few small scenes: an epoch is 4 batches, a validation 3 images
+SMALL = (
+    "data.size=32", "data.crop_size=null", "data.train_images=16", "data.val_images=3", "data.batch_size=4",
+    "data.num_workers=0", "model.net.hidden=8", "model.net.backbone.channels=[4,4,4,4,4]", "trainer.max_epochs=2",
+    "trainer.enable_progress_bar=false",
+)  # fmt: skip
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def segmod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """``segmod("train", "seed=1")`` runs ``segmod-train seed=1`` in an empty directory; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+    return run_command
+
+
+def run_command(name: str, *arguments: str) -> int:
+    module = importlib.import_module(f"segmod.{name}")
+    before = sys.argv
+    sys.argv = [f"segmod-{name}", *arguments]
+    try:
+        module.main()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.fixture
+def small() -> tuple[str, ...]:
+    """Overrides that make ``segmod-train`` a matter of a second."""
+    return SMALL
