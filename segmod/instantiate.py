@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types as python_types
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -95,15 +96,24 @@ def _locate(path: str, key: str) -> Callable[..., Any]:
 
 def _signature(target: Callable[..., Any]) -> tuple[Mapping[str, inspect.Parameter], dict[str, Any]]:
     """Parameters and their types; targets without a readable signature take anything."""
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}, {}
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        return parameters, get_type_hints(function)
-    except Exception:  # names that only exist for type checkers
-        return parameters, {}
+    # what a class hands on to its bases by **kwargs has its types there
+    functions = [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    parameters: dict[str, inspect.Parameter] = {}
+    hints: dict[str, Any] = {}
+    for function in functions:
+        try:
+            own = dict(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}, {}
+        if inspect.isclass(target):
+            own.pop(next(iter(own)))  # self
+        parameters = {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        parameters = {**own, **parameters}
+        with suppress(Exception):  # names that exist for type checkers alone
+            hints = {**get_type_hints(function), **hints}
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            break
+    return parameters, hints
 
 
 def _builds(value: Any) -> bool:
