@@ -13,8 +13,11 @@ from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from segmod.types import UserError
 
 
 class CSVLogger(Logger):
@@ -163,6 +166,23 @@ class WandbLogger(LightningWandbLogger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """Log the config; a failure is a warning."""
         attempt(lambda: super(WandbLogger, self).log_hyperparams(params))
+
+
+class TensorBoardLogger(LightningTensorBoardLogger):
+    """TensorBoard's files in ``<save_dir>/tensorboard``.
+
+    Args:
+        save_dir: Directory of the run.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        try:
+            super().__init__(save_dir, name="tensorboard", version="", default_hp_metric=False)
+        except ModuleNotFoundError as error:
+            raise UserError("logger=tensorboard: TensorBoard is not here; pip install tensorboard") from error
 
 
 def attempt(action: Callable[[], object]) -> None:

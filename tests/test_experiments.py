@@ -1,0 +1,127 @@
+"""Every experiment and sweep composes, checks out, and hands its net on to the next stage."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from segmod import cli, runs
+from segmod.instantiate import check
+
+EXPERIMENTS = sorted(path.stem for path in (cli.CONF_DIR / "experiment").glob("*.yaml"))
+SWEEPS = sorted(path.stem for path in (cli.CONF_DIR / "sweep").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    runs.register_resolvers()
+    with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
+        cfg = compose("train", overrides=list(overrides))
+    cfg.run_dir = "unused"
+    return cfg
+
+
+def stages(sweep: str) -> list[str]:
+    params = OmegaConf.load(cli.CONF_DIR / "sweep" / f"{sweep}.yaml").hydra.sweeper.params
+    return str(params.experiment).split(",")
+
+
+@pytest.mark.parametrize("data", ["synthetic", "voc"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_composes_into_valid_arguments(experiment: str, data: str) -> None:
+    cfg = composed(f"experiment={experiment}", f"data={data}", "logger=[csv,wandb,tensorboard]")
+    assert cfg.name == experiment
+    assert list(cfg.logger) == ["csv", "wandb", "tensorboard"]
+    for key in ("data", "model", "trainer", "callbacks", "logger"):
+        given = {"callbacks": None, "logger": None} if key == "trainer" else None
+        check(OmegaConf.to_container(cfg[key], resolve=True), key, given=given)
+    if cfg.init_from is not None:
+        assert cfg.init_from in EXPERIMENTS
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_reported_numbers_say_what_they_are_of(experiment: str) -> None:
+    for entry in composed(f"experiment={experiment}").reported or []:
+        assert (cli.CONF_DIR / "tables" / f"{entry.table}.yaml").is_file()
+        assert set(entry.scored_on) == {"data", "split", "images"}
+        assert not entry.metrics or entry.source, "numbers without a source"
+        assert all(0 < value < 1 for value in entry.metrics.values()), "fractions, not percent"
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_sweep_runs_stages_in_order(sweep: str) -> None:
+    done: list[str | None] = [None]
+    for stage in stages(sweep):
+        assert composed(f"sweep={sweep}", f"experiment={stage}").init_from in done
+        done.append(stage)
+    assert len(done) > 2
+
+
+@pytest.mark.parametrize("stage", stages("fcn_staged"))
+def test_staged_fcn_follows_the_paper(stage: str) -> None:
+    """Batch 20, momentum 0.9, learning rates 1e-4, 1e-6, 1e-8; the solvers of the reference code 1e-10 ... 1e-14."""
+    place = stages("fcn_staged").index(stage)
+    cfg = composed(f"experiment={stage}")
+    assert cfg.model.net.stride == [32, 16, 8][place]
+    assert (cfg.data.batch_size * cfg.trainer.accumulate_grad_batches, cfg.model.optimizer.momentum) == (20, 0.9)
+    assert cfg.model.optimizer.lr == pytest.approx([1e-4, 1e-6, 1e-8][place])
+    caffe = composed(f"experiment={stage}_caffe")
+    assert caffe.model.loss.reduction == "sum"
+    assert (caffe.data.batch_size * caffe.trainer.accumulate_grad_batches, caffe.model.optimizer.momentum) == (1, 0.99)
+    assert caffe.model.optimizer.lr == pytest.approx([1e-10, 1e-12, 1e-14][place])
+
+
+@pytest.mark.parametrize("backbone", ["vgg11", "squeezenet"])
+def test_protocol_of_the_report_differs_in_these_keys_alone(backbone: str) -> None:
+    ours, theirs = (
+        runs.settings(composed(f"experiment=hypercolumn_{backbone}_dense{suffix}")) for suffix in ("", "_as_report")
+    )
+    changed = {key: theirs[key] for key in ours if ours[key] != theirs[key]}
+    assert changed == {
+        "name": f"hypercolumn_{backbone}_dense_as_report",
+        "init_from": f"hypercolumn_{backbone}_sparse_as_report",
+        "model.init_from": f"hypercolumn_{backbone}_sparse_as_report",
+        "model.net.score_relu": True,
+        "data.norm": "raw255",
+        "data.void_as_background": True,
+        "data.eval_squash": True,
+    }
+
+
+def run_sweep(cwd: Path, *overrides: str) -> dict[str, Any]:
+    """Run a sweep on four small scenes; returns the results by run name and seed."""
+    small = (
+        "data.train_images=4 data.val_images=2 data.num_workers=0 model.net.weights=null trainer=cpu "
+        "trainer.num_sanity_val_steps=0 trainer.enable_progress_bar=false trainer.log_every_n_steps=1"
+    )
+    command = [sys.executable, "-m", "segmod.train", *overrides, *small.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads(path.read_text()) for path in sorted(cwd.glob("runs/**/seed?/metrics.json"))]
+    return {f"{result['name']}/{result['seed']}": result for result in results}
+
+
+@pytest.mark.slow
+def test_fcn_stages_run_by_one_command(tmp_path: Path) -> None:
+    """A key that the default model lacks (width) and a list of seeds go with the sweep."""
+    results = run_sweep(
+        tmp_path,
+        *["sweep=fcn_staged", "seed=0,1", "data.size=48", "model.net.width=0.05"],
+        *["trainer.max_steps=1", "trainer.accumulate_grad_batches=1"],
+    )
+    assert set(results) == {f"fcn{stride}s/{seed}" for stride in (32, 16, 8) for seed in (0, 1)}
+    assert [entry["row"] for entry in results["fcn8s/0"]["reported"]] == ["FCN-8s", "FCN8s"]
+
+
+@pytest.mark.slow
+def test_hypercolumn_stages_run_by_one_command(tmp_path: Path) -> None:
+    results = run_sweep(
+        tmp_path, "sweep=hypercolumn_sparse_dense", "data.size=64", "data.squash=48", "trainer.max_epochs=2"
+    )
+    assert set(results) == {"hypercolumn_squeezenet_sparse/0", "hypercolumn_squeezenet_dense/0"}
