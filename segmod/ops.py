@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
@@ -93,3 +97,73 @@ class BilinearUpsample(nn.Module):
     def extra_repr(self) -> str:
         """Channels and factor, for the printed net."""
         return f"{self.channels}, factor={self.factor}, learn={isinstance(self.weight, nn.Parameter)}"
+
+
+def resized_sum(maps: Sequence[Tensor], size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Sum of maps, each resized bilinearly to one size; maps have their channels last.
+
+    On a CPU this is bound by memory, so the sum is built strip by strip, and all maps are added to a strip while it is
+    in the cache. Elsewhere maps are resized one by one.
+
+    Args:
+        maps: (B, h_i, w_i, C) each, contiguous. The first may be overwritten.
+        size: (H, W) of the sum, in pixels.
+        align_corners: As in `resize`.
+
+    Returns:
+        (B, H, W, C).
+    """
+    if maps[0].device.type != "cpu":
+        resized = [resize(part.permute(0, 3, 1, 2), size, align_corners).permute(0, 2, 3, 1) for part in maps]
+        return torch.stack(resized).sum(0) if len(resized) > 1 else resized[0]
+    wide = [
+        resize(part.permute(0, 3, 1, 2), (part.shape[1], size[1]), align_corners).permute(0, 2, 3, 1).contiguous()
+        for part in maps
+    ]
+    total: Tensor = _SumOfHeights.apply(size[0], align_corners, *wide)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _SumOfHeights(torch.autograd.Function):
+    """Sum of maps (B, h_i, W, C), each resized to one height: products with bands of the interpolation matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, height: int, align_corners: bool, *maps: Tensor) -> Tensor:
+        first = maps[0]
+        in_place = first.shape[1] == height
+        total = first if in_place else first.new_empty(len(first), height, *first.shape[2:])
+        parts = [(part.flatten(2), _bands(part.shape[1], height, align_corners, part)) for part in maps[in_place:]]
+        for image, rows in enumerate(total.flatten(2)):
+            for strip in zip(*(bands for _, bands in parts), strict=True):
+                for position, (out, into, block) in enumerate(strip):
+                    rows[out].addmm_(block, parts[position][0][image, into], beta=float(in_place or position > 0))
+        ctx.align_corners, ctx.heights, ctx.in_place = align_corners, [part.shape[1] for part in maps], in_place
+        if in_place:
+            ctx.mark_dirty(first)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad.contiguous()
+        grads = [grad] if ctx.in_place else []
+        for height in ctx.heights[ctx.in_place :]:
+            part = grad.new_zeros(len(grad), height, *grad.shape[2:])
+            for out, into, block in _bands(height, grad.shape[1], ctx.align_corners, grad):
+                for image, rows in enumerate(part.flatten(2)):
+                    rows[into].addmm_(block.T, grad[image, out].flatten(1))
+            grads.append(part)
+        return None, None, *grads
+
+
+def _bands(n: int, size: int, align_corners: bool, like: Tensor) -> list[tuple[slice, slice, Tensor]]:
+    """Interpolation of n values to ``size`` in bands of 8 outputs: (outputs, the inputs they need, their weights)."""
+    one_hot = torch.eye(n, device=like.device).view(1, n, n, 1)
+    weights = resize(one_hot, (size, 1), align_corners).view(n, size).T.to(like.dtype)  # two neighbours in a row
+    bands = []
+    for start in range(0, size, 8):
+        out = slice(start, min(start + 8, size))
+        used = weights[out].any(0).nonzero()
+        into = slice(int(used[0]), int(used[-1]) + 1)
+        bands.append((out, into, weights[out, into]))
+    return bands

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segmod.nets.backbones import TappedBackbone
 from segmod.nets.weights import load_backbone_weights
-from segmod.ops import resize
+from segmod.ops import resize, resized_sum
 
 _EPS = 1e-5
 
@@ -78,8 +78,7 @@ class Hypercolumn(nn.Module):
         """Logits (B, K, H, W) of an image (B, 3, H, W)."""
         size = (image.shape[2], image.shape[3])
         raster = (self.grid_out, self.grid_out) if self.grid_out else size
-        hidden = self._hidden_maps(self._taps(image), raster)
-        scores = self._rectify(F.conv2d(hidden, self.score.weight[:, :, None, None], self.score.bias))
+        scores = self._rectify(self.score(self._hidden_maps(self._taps(image), raster))).permute(0, 3, 1, 2)
         scores = _mix(scores, self._cell_weights(raster), dim=1)  # (B, K, h, w)
         if raster != size:
             p = resize(scores.softmax(1), size)
@@ -156,16 +155,15 @@ class Hypercolumn(nn.Module):
         return maps
 
     def _hidden_maps(self, taps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Hidden layer (B, hidden, H, W), taps combined after their share of the layer."""
+        """Hidden layer (B, H, W, hidden), taps combined after their share of the layer."""
         weight = self.hidden.weight / (self.std + _EPS)  # the standardisation, folded into the layer
         bias = self.hidden.bias - (weight * self.mean).sum(1)  # a sum stays in float32 under autocast
-        total: Tensor | None = None
-        for tap, columns in zip(taps, torch.split(weight, list(self.backbone.channels), dim=1), strict=True):
-            response = F.conv2d(tap, columns[:, :, None, None], bias if total is None else None)
-            response = resize(response, size, self.align_corners)
-            total = response if total is None else total.add_(response)
-        assert total is not None  # a backbone has at least one tap
-        return F.relu_(total)
+        shares = torch.split(weight, list(self.backbone.channels), dim=1)
+        responses = []
+        for tap, share in zip(taps, shares, strict=True):
+            last = tap is taps[-1]  # the bias enters on the smallest map: interpolation leaves constants as they are
+            responses.append(F.linear(_channels_last(tap), share, bias if last else None))
+        return F.relu_(resized_sum(responses, size, self.align_corners))
 
     def _rectify(self, scores: Tensor) -> Tensor:
         return F.relu(scores) if self.score_relu else scores
@@ -196,3 +194,8 @@ def _mix(scores: Tensor, weights: Tensor, dim: int) -> Tensor:
         return scores
     log_p = torch.unflatten(scores, dim, (cells, -1)).log_softmax(dim + 1)
     return torch.logsumexp(log_p + weights.log().unsqueeze(dim + 1), dim)
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    """(B, C, H, W) as contiguous (B, H, W, C), without a copy where channels come last in memory already."""
+    return maps.permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,102 @@
+"""What every net keeps to, whatever its paper: each model of conf/model is found and tested by itself."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+CONF = Path(__file__).parents[2] / "conf"
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+CLASSES = 4
+SIZE = (45, 67)  # odd on purpose
+
+
+def config(model):
+    """The composed ``model`` node; a yaml without packages of its own is merged over those it names."""
+    loaded = OmegaConf.load(CONF / "model" / f"{model}.yaml")
+    parents = [parent for parent in loaded.pop("defaults", []) if parent != "_self_"]
+    return OmegaConf.merge(*(config(parent) for parent in parents), loaded)
+
+
+@cache
+def built(model):
+    root = OmegaConf.merge(config(model), {"data": {"num_classes": CLASSES}})
+    node = root.model.net
+    node.weights = None
+    if "width" in node:
+        node.width = 0.03  # same structure, fewer channels
+    torch.manual_seed(0)
+    return instantiate(node, _convert_="all")
+
+
+@pytest.fixture
+def net(request):
+    net = built(request.param)
+    torch.manual_seed(1)
+    for parameter in net.parameters():  # score layers start at zero, which would stop every gradient below them
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return net.eval()
+
+
+pytestmark = pytest.mark.parametrize("net", MODELS, indirect=True)
+
+
+def image(size=SIZE):
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("size", [SIZE, (64, 64), (33, 96)])
+def test_logits_have_the_size_of_the_image(net, size):
+    assert net.num_classes == CLASSES
+    with torch.no_grad():
+        logits = net(image(size))
+    assert logits.shape == (2, CLASSES, *size)
+    assert logits.dtype == torch.float32
+
+
+def test_logits_are_finite_and_no_probabilities(net):
+    with torch.no_grad():
+        logits = net(image() * 3)
+    assert logits.isfinite().all()
+    assert not torch.allclose(logits.sum(1), torch.ones(2, *SIZE))
+
+
+def test_gradients_reach_every_trainable_parameter(net):
+    net.zero_grad()
+    nn.functional.cross_entropy(net(image()), torch.zeros(2, *SIZE, dtype=torch.int64)).backward()
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_evaluation_is_deterministic_and_independent_of_the_batch(net):
+    with torch.no_grad():
+        both = net(image())
+        assert torch.equal(both, net(image()))
+        torch.testing.assert_close(net(image()[1:]), both[1:], atol=1e-4, rtol=1e-4)
+
+
+def test_state_dict_carries_the_whole_function(net):
+    with torch.no_grad():
+        expected = net(image())
+        state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        for parameter in net.parameters():
+            parameter.add_(0.05)
+        assert not torch.equal(net(image()), expected)
+        net.load_state_dict(state)
+        assert torch.equal(net(image()), expected)
+
+
+def test_channels_last_changes_nothing(net):
+    with torch.no_grad():
+        expected = net(image())
+        logits = net(image().contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

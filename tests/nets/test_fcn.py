@@ -1,0 +1,146 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from segmod.nets.fcn import FCN
+from segmod.ops import bilinear_kernel
+from segmod.types import UserError
+
+STRIDES = (32, 16, 8)
+
+
+def small(stride, **options):
+    torch.manual_seed(0)
+    return FCN(5, stride, width=0.03, **options).eval()
+
+
+@pytest.mark.parametrize(("stride", "count"), [(32, 134346581), (16, 134357354), (8, 134362751)])
+def test_parameter_counts(stride, count):
+    # features 14714688, fc6 4096 * (512 * 49 + 1), fc7 4096 * 4097, score_fr 21 * 4097: 134346581;
+    # score_pool4 adds 21 * 513 = 10773, score_pool3 21 * 257 = 5397
+    with torch.device("meta"):
+        net = FCN(21, stride)
+    assert sum(parameter.numel() for parameter in net.parameters()) == count
+
+
+@pytest.mark.parametrize("padding", ["border", "same"])
+@pytest.mark.parametrize("stride", STRIDES)
+def test_every_size_comes_back(stride, padding):
+    with torch.device("meta"):
+        net = FCN(5, stride, padding=padding, width=0.03)
+        for height in (*range(1, 70, 3), 224, 500):
+            for width in (1, 32, 33, 334, 375):
+                assert net(torch.empty(1, 3, height, width)).shape == (1, 5, height, width)
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_a_new_net_has_no_opinion(stride):
+    assert not small(stride)(torch.randn(1, 3, 40, 50)).any()
+
+
+def reference(net, image, crops):
+    """The authors' net.py, layer by layer, with dense transposed convolutions and the crops as numbers."""
+
+    def upsample(scores, kernel, stride):
+        weight = torch.zeros(5, 5, kernel, kernel)
+        for k in range(5):
+            weight[k, k] = bilinear_kernel(kernel)
+        return F.conv_transpose2d(scores, weight, stride=stride)
+
+    x = image
+    pools = []
+    for index, layer in enumerate(net.backbone.features):
+        if isinstance(layer, nn.Conv2d):
+            x = F.relu(F.conv2d(x, layer.weight, layer.bias, padding=100 if index == 0 else 1))
+        elif isinstance(layer, nn.MaxPool2d):
+            x = F.max_pool2d(x, 2, 2, ceil_mode=True)
+            pools.append(x)
+    x = F.relu(F.conv2d(x, net.backbone.fc6.weight, net.backbone.fc6.bias))
+    x = F.relu(F.conv2d(x, net.backbone.fc7.weight, net.backbone.fc7.bias))
+    x = net.score_fr(x)
+    if net.stride <= 16:
+        x = upsample(x, 4, 2)
+        h, w = x.shape[2:]
+        x = x + net.score_pool4(pools[3])[..., 5 : 5 + h, 5 : 5 + w]
+    if net.stride <= 8:
+        x = upsample(x, 4, 2)
+        h, w = x.shape[2:]
+        x = x + net.score_pool3(pools[2])[..., 9 : 9 + h, 9 : 9 + w]
+    x = upsample(x, 2 * net.stride, net.stride)
+    h, w = image.shape[2:]
+    return x[..., crops : crops + h, crops : crops + w]
+
+
+@pytest.mark.parametrize(("stride", "crops"), [(32, 19), (16, 27), (8, 31)])
+def test_equals_the_authors_net(stride, crops):
+    net = small(stride)
+    for name, parameter in net.named_parameters():
+        if name.startswith("score"):
+            nn.init.normal_(parameter)
+    image = torch.randn(2, 3, 57, 91)
+    with torch.no_grad():
+        torch.testing.assert_close(net(image), reference(net, image, crops), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["border", "same"])
+@pytest.mark.parametrize("stride", [16, 8])
+def test_a_stage_starts_with_the_output_of_the_one_before(stride, padding):
+    coarse = small(stride * 2, padding=padding)
+    nn.init.zeros_(coarse.score_fr.weight)
+    with torch.no_grad():
+        coarse.score_fr.bias.copy_(torch.arange(5.0))
+    fine = small(stride, padding=padding)
+    fine.load_state_dict(coarse.state_dict(), strict=False)
+    image = torch.randn(1, 3, 160, 160)
+    # constant scores stay constant under bilinear upsampling, but for the margin that fades to zero
+    with torch.no_grad():
+        inner, expected = fine(image)[..., 48:-48, 48:-48], coarse(image)[..., 48:-48, 48:-48]
+    torch.testing.assert_close(inner, expected)
+    torch.testing.assert_close(inner[0, :, 20, 20], torch.arange(5.0))
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_without_border_scores_lie_over_the_pixels_they_come_from(stride):
+    # With kernels that are their own mirror image, and a size that every pooling halves evenly, the mirrored image has
+    # the mirrored scores, unless a map is joined or cropped off its place.
+    net = small(stride, padding="same").double()
+    for name, parameter in net.named_parameters():
+        if name.startswith("score"):
+            nn.init.normal_(parameter)
+        if parameter.dim() == 4:
+            parameter.data += parameter.data.flip(-1, -2)
+    image = torch.randn(1, 3, 96, 160, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(net(image.flip(-1, -2)), net(image).flip(-1, -2), atol=1e-6, rtol=1e-6)
+
+
+def test_at_once_scales_the_pools_before_their_scores():
+    plain, at_once = small(8), small(8, at_once=True)
+    at_once.load_state_dict(plain.state_dict())
+    for net in (plain, at_once):
+        nn.init.ones_(net.score_pool3.weight)
+        nn.init.ones_(net.score_pool4.weight)
+    image = torch.randn(1, 3, 64, 64)
+    only4 = {"score_pool3.weight": torch.zeros_like(plain.score_pool3.weight)}
+    with torch.no_grad():
+        for net in (plain, at_once):
+            net.load_state_dict(only4, strict=False)
+        torch.testing.assert_close(at_once(image), plain(image) * 0.01)
+        nn.init.ones_(plain.score_pool3.weight), nn.init.ones_(at_once.score_pool3.weight)
+        nn.init.zeros_(plain.score_pool4.weight), nn.init.zeros_(at_once.score_pool4.weight)
+        torch.testing.assert_close(at_once(image), plain(image) * 0.0001)
+
+
+def test_upsampling_is_learned_only_when_asked():
+    frozen = {name for name, _ in small(8).named_parameters()}
+    learned = {name for name, _ in small(8, learn_upsample=True).named_parameters()}
+    assert learned - frozen == {"upscore2.weight", "upscore_pool4.weight", "upscore.weight"}
+    image = torch.randn(1, 3, 40, 40)
+    torch.testing.assert_close(small(8, learn_upsample=True)(image), small(8)(image))
+
+
+@pytest.mark.parametrize(("options", "key"), [({"stride": 4}, "stride"), ({"padding": "none"}, "padding")])
+def test_impossible_values_name_their_key(options, key):
+    with pytest.raises(UserError, match=rf"model\.net\.{key}="):
+        FCN(5, width=0.03, **options)

@@ -1,0 +1,156 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from segmod.nets.backbones import VGG11, SqueezeNet, Tiny
+from segmod.nets.hypercolumn import Hypercolumn
+from segmod.ops import resize
+
+SIZE = (37, 50)
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    net = Hypercolumn(4, Tiny((4, 5, 6, 7, 8)), **{"hidden": 9, **options})
+    net.standardise_by(torch.randn(net.channels), torch.rand(net.channels) + 0.5)
+    return net.eval()
+
+
+def image():
+    return torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def direct(net, image):
+    """The definition: resize every tap to the image, concatenate, standardise, classify each pixel."""
+    taps = net.backbone(image)
+    columns = torch.cat([resize(tap, image.shape[2:], net.align_corners) for tap in taps], dim=1).permute(0, 2, 3, 1)
+    standardised = (columns - net.mean) / (net.std + 1e-5)
+    return net.score(F.relu(net.hidden(standardised))).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(("backbone", "count", "channels"), [(VGG11, 764949, 1472), (SqueezeNet, 781333, 1504)])
+def test_parameter_counts_of_the_classifier(backbone, count, channels):
+    # 512 * (1472 + 1) + 21 * 513 = 764949; 512 * (1504 + 1) + 21 * 513 = 781333
+    net = Hypercolumn(21, backbone())
+    assert sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad) == count
+    assert net.channels == channels
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("backbone", [VGG11, SqueezeNet])
+def test_factored_form_equals_the_direct_one(backbone, align_corners):
+    torch.manual_seed(0)
+    net = Hypercolumn(21, backbone(), hidden=32, align_corners=align_corners).eval()
+    net.standardise_by(torch.randn(net.channels), torch.rand(net.channels) + 0.5)
+    picture = torch.randn(2, 3, 61, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(net(picture), direct(net, picture), atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_of_the_factored_form_equal_the_direct_ones():
+    net, other = tiny(freeze_backbone=False), tiny(freeze_backbone=False)
+    mask = torch.randint(0, 4, (2, *SIZE), generator=torch.Generator().manual_seed(2))
+    F.cross_entropy(net(image()), mask).backward()
+    F.cross_entropy(direct(other, image()), mask).backward()
+    for (name, parameter), (_, expected) in zip(net.named_parameters(), other.named_parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("options", [{}, {"align_corners": False}, {"grid": 3}, {"score_relu": True}])
+def test_points_have_the_logits_of_the_dense_map(options):
+    net = tiny(**options)
+    generator = torch.Generator().manual_seed(3)
+    points = torch.stack([torch.randint(0, side, (2, 60), generator=generator) for side in SIZE], dim=-1)
+    points[:, 0], points[:, 1] = torch.tensor([0, 0]), torch.tensor([36, 49])  # corners included
+    with torch.no_grad():
+        logits = net.forward_points(image(), points)
+        dense = net(image())
+    assert logits.shape == (2, 60, 4)
+    at_points = dense[torch.arange(2)[:, None], :, points[..., 0], points[..., 1]]
+    torch.testing.assert_close(logits, at_points, atol=1e-4, rtol=1e-4)
+
+
+def test_point_features_are_the_taps_at_the_pixel():
+    net = tiny()
+    with torch.no_grad():
+        features = net.point_features(image(), torch.tensor([[[5, 7]], [[36, 0]]]))
+        first = net.backbone(image())[0]
+    # the first tap has the image's size, so nothing is interpolated in its four channels
+    torch.testing.assert_close(features[:, 0, :4], torch.stack([first[0, :, 5, 7], first[1, :, 36, 0]]))
+
+
+def test_a_grid_of_one_cell_is_the_plain_net():
+    plain, grid = tiny(), tiny(grid=1)
+    assert torch.equal(plain(image()), grid(image()))
+
+
+def test_a_grid_of_equal_classifiers_is_the_plain_net():
+    plain, grid = tiny(), tiny(grid=3)
+    state = plain.state_dict()
+    for name in ("score.weight", "score.bias"):
+        state[name] = torch.cat([state[name]] * 9)
+    grid.load_state_dict(state)
+    with torch.no_grad():
+        # the grid returns log p; the plain net's logits are log p but for a constant
+        torch.testing.assert_close(grid(image()), plain(image()).log_softmax(1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid_out", [None, 20])
+def test_a_grid_returns_the_logs_of_probabilities(grid_out):
+    with torch.no_grad():
+        log_p = tiny(grid=3, grid_out=grid_out)(image())
+    assert log_p.shape == (2, 4, *SIZE)
+    torch.testing.assert_close(log_p.exp().sum(1), torch.ones(2, *SIZE))
+
+
+def test_cells_interpolate_between_their_centres():
+    # Hariharan et al. 2015, section 2.3, in numbers: 2 cells over 8 rows have their centres at 1.5 and 5.5 (row centres
+    # counted from 0), so rows 0 and 1 belong to the first alone, row 3 is (3 - 1.5) / 4 = 3/8 on the way, and so on.
+    net = tiny(grid=2)
+    points = torch.tensor([[[row, 0] for row in range(8)]])
+    weights = net.point_cells(torch.zeros(1, 3, 8, 8), points)  # (1, 8, 4), cells in reading order
+    second_row = weights[0, :, 2]
+    assert second_row.tolist() == pytest.approx([0, 0, 1 / 8, 3 / 8, 5 / 8, 7 / 8, 1, 1])
+    assert weights.sum(-1).tolist()[0] == pytest.approx([1] * 8)
+
+
+def test_each_cell_decides_at_its_own_centre():
+    net = tiny(grid=2)
+    nn.init.zeros_(net.score.weight)
+    with torch.no_grad():
+        net.score.bias.copy_(10 * torch.eye(4).flatten())  # cell k is sure of class k
+    labels = net(torch.randn(1, 3, 16, 16))[0].argmax(0)
+    assert [int(labels[row, column]) for row in (1, 14) for column in (1, 14)] == [0, 1, 2, 3]
+
+
+def test_rectified_scores_are_not_negative():
+    with torch.no_grad():
+        scores = tiny(score_relu=True)(image())
+        torch.testing.assert_close(scores, tiny()(image()).relu())
+
+
+def test_a_frozen_backbone_stays_frozen():
+    net = Hypercolumn(4, Tiny((4, 5, 6, 7, 8)))
+    before = {name: tensor.clone() for name, tensor in net.backbone.state_dict().items()}
+    net.train()
+    assert net.training
+    assert not any(part.training for part in net.backbone.modules())
+    F.cross_entropy(net(image()), torch.zeros(2, *SIZE, dtype=torch.int64)).backward()
+    assert all(parameter.grad is None for parameter in net.backbone.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.backbone.state_dict().items())
+
+
+def test_a_fine_tuned_backbone_trains():
+    net = Hypercolumn(4, Tiny((4, 5, 6, 7, 8)), freeze_backbone=False).train()
+    assert net.backbone.training
+    F.cross_entropy(net(image()), torch.zeros(2, *SIZE, dtype=torch.int64)).backward()
+    assert all(parameter.grad is not None for parameter in net.backbone.parameters())
+
+
+def test_runs_in_bfloat16():
+    net = tiny()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = net(image())
+    # 8 bits of mantissa: about 1 % of the largest logit
+    assert (logits.float() - net(image())).abs().max() < 0.05 * net(image()).abs().max()

@@ -1,0 +1,67 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segmod.ops import BilinearUpsample, bilinear_kernel, crop, resize, resized_sum
+
+
+def test_bilinear_kernel_of_four_pixels():
+    # f = 2, centre 1.5: distances 1.5, .5, .5, 1.5 give 1 - d/2 = .25, .75, .75, .25 in each direction
+    row = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    assert torch.equal(bilinear_kernel(4), row[:, None] * row[None, :])
+
+
+def test_bilinear_kernel_of_three_pixels():
+    # f = 2, centre 1: distances 1, 0, 1 give .5, 1, .5
+    row = torch.tensor([0.5, 1.0, 0.5])
+    assert torch.equal(bilinear_kernel(3), row[:, None] * row[None, :])
+
+
+@pytest.mark.parametrize("factor", [2, 8, 16, 32])
+def test_upsampling_is_the_dense_caffe_deconvolution(factor):
+    maps = torch.randn(2, 3, 5, 4)
+    dense = torch.zeros(3, 3, 2 * factor, 2 * factor)
+    for channel in range(3):
+        dense[channel, channel] = bilinear_kernel(2 * factor)
+    upsampled = BilinearUpsample(3, factor)(maps)
+    assert upsampled.shape == (2, 3, 6 * factor, 5 * factor)
+    torch.testing.assert_close(upsampled, F.conv_transpose2d(maps, dense, stride=factor))
+
+
+def test_upsampling_cropped_by_half_a_factor_is_bilinear_interpolation():
+    maps = torch.randn(1, 2, 6, 7)
+    inner = crop(BilinearUpsample(2, 4)(maps), 2, (24, 28))
+    # at the very edge interpolation repeats the last value where the transposed convolution fades to zero
+    torch.testing.assert_close(inner[..., 2:-2, 2:-2], resize(maps, (24, 28))[..., 2:-2, 2:-2])
+
+
+def test_only_a_learned_kernel_is_a_parameter_and_stored():
+    assert not list(BilinearUpsample(3, 2).parameters())
+    assert not BilinearUpsample(3, 2).state_dict()
+    learned = BilinearUpsample(3, 2, learn=True)
+    assert [name for name, _ in learned.named_parameters()] == ["weight"]
+    torch.testing.assert_close(learned.weight[1, 0], bilinear_kernel(4))
+
+
+def test_crop_keeps_the_window_that_starts_at_the_offset():
+    maps = torch.arange(20.0).view(1, 1, 4, 5)
+    assert crop(maps, 1, (2, 3)).flatten().tolist() == [6, 7, 8, 11, 12, 13]
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("shapes", [[(11, 9), (6, 5), (1, 1)], [(7, 7), (3, 4)], [(11, 9)], [(20, 30), (2, 2)]])
+def test_resized_sum_is_the_sum_of_resized_maps(align_corners, shapes):
+    torch.manual_seed(0)
+    size = (11, 9)
+    maps = [torch.randn(2, *shape, 3, requires_grad=True) for shape in shapes]
+    plain = [part.detach().clone().requires_grad_() for part in maps]
+
+    total = resized_sum([part * 1 for part in maps], size, align_corners)
+    expected = sum(resize(part.permute(0, 3, 1, 2), size, align_corners) for part in plain).permute(0, 2, 3, 1)
+    torch.testing.assert_close(total, expected, atol=1e-5, rtol=1e-5)
+
+    upstream = torch.randn_like(total)
+    total.backward(upstream)
+    expected.backward(upstream)
+    for part, other in zip(maps, plain, strict=True):
+        torch.testing.assert_close(part.grad, other.grad, atol=1e-5, rtol=1e-5)
