@@ -78,7 +78,7 @@ class Hypercolumn(nn.Module):
         """Logits (B, K, H, W) of an image (B, 3, H, W)."""
         size = (image.shape[2], image.shape[3])
         raster = (self.grid_out, self.grid_out) if self.grid_out else size
-        scores = self._rectify(self.score(self._hidden_maps(self._taps(image), raster))).permute(0, 3, 1, 2)
+        scores = self._score_maps(self._taps(image), raster)
         scores = _mix(scores, self._cell_weights(raster), dim=1)  # (B, K, h, w)
         if raster != size:
             p = resize(scores.softmax(1), size)
@@ -154,16 +154,20 @@ class Hypercolumn(nn.Module):
             maps: list[Tensor] = self.backbone(image)
         return maps
 
-    def _hidden_maps(self, taps: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Hidden layer (B, H, W, hidden), taps combined after their share of the layer."""
+    def _score_maps(self, taps: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Scores (B, K * grid**2, H, W), the taps combined after their share of the hidden layer."""
         weight = self.hidden.weight / (self.std + _EPS)  # the standardisation, folded into the layer
         bias = self.hidden.bias - (weight * self.mean).sum(1)  # a sum stays in float32 under autocast
         shares = torch.split(weight, list(self.backbone.channels), dim=1)
-        responses = []
-        for tap, share in zip(taps, shares, strict=True):
-            last = tap is taps[-1]  # the bias enters on the smallest map: interpolation leaves constants as they are
-            responses.append(F.linear(_channels_last(tap), share, bias if last else None))
-        return F.relu_(resized_sum(responses, size, self.align_corners))
+        # On a CPU one image at a time: gradients at the image's size then exist for one image, not for the batch.
+        groups = zip(*(torch.split(tap, 1) for tap in taps), strict=True) if taps[0].device.type == "cpu" else [taps]
+        scores = []
+        for group in groups:
+            responses = [F.linear(_channels_last(tap), share) for tap, share in zip(group, shares, strict=True)]
+            responses[-1] = responses[-1] + bias.to(responses[-1].dtype)  # interpolation leaves constants as they are
+            hidden = F.relu_(resized_sum(responses, size, self.align_corners))  # (1 or B, H, W, hidden)
+            scores.append(self._rectify(self.score(hidden)))
+        return torch.cat(scores).permute(0, 3, 1, 2)
 
     def _rectify(self, scores: Tensor) -> Tensor:
         return F.relu(scores) if self.score_relu else scores

@@ -1,0 +1,129 @@
+"""Hypercolumns on VGG-11: classify-then-upsample (the form segmod has) against upsample-concatenate-classify.
+
+    python benchmarks/hypercolumn_head.py [--rounds 3] [--threads 2]
+
+Both forms have the same weights and are timed in one process in the order A B B A; the ratios are of the smallest CPU
+and wall-clock times, which other work on the machine disturbs least. Peak memory is that of a fresh process that makes
+one training step on four images, above what it had once the net was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmod.nets.backbones import VGG11
+from segmod.nets.hypercolumn import Hypercolumn
+from segmod.ops import resize
+
+SIDE = 224
+
+
+def build() -> Hypercolumn:
+    torch.manual_seed(0)
+    net = Hypercolumn(21, VGG11())
+    net.standardise_by(torch.randn(net.channels), torch.rand(net.channels) + 0.5)
+    return net
+
+
+def direct_head(net: Hypercolumn, taps: list[Tensor]) -> Tensor:
+    """The definition, with the classifier as 1x1 convolutions on the concatenated, standardised taps."""
+    columns = torch.cat([resize(tap, (SIDE, SIDE), net.align_corners) for tap in taps], dim=1)
+    columns = (columns - net.mean[:, None, None]) / (net.std[:, None, None] + 1e-5)
+    hidden = F.relu(F.conv2d(columns, net.hidden.weight[:, :, None, None], net.hidden.bias))
+    return F.conv2d(hidden, net.score.weight[:, :, None, None], net.score.bias)
+
+
+def factored_head(net: Hypercolumn, taps: list[Tensor]) -> Tensor:
+    return net._score_maps(taps, (SIDE, SIDE))
+
+
+HEADS = {"direct": direct_head, "factored": factored_head}
+
+
+def step(net: Hypercolumn, head: Callable[[Hypercolumn, list[Tensor]], Tensor], images: int) -> None:
+    image = torch.randn(images, 3, SIDE, SIDE)
+    mask = torch.randint(0, 21, (images, SIDE, SIDE))
+    F.cross_entropy(head(net, net._taps(image)), mask).backward()
+    net.zero_grad()
+
+
+def alternate(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Smallest (wall, CPU) seconds of each, after one run to warm up."""
+    for run in work.values():
+        run()
+    best = dict.fromkeys(work, (float("inf"), float("inf")))
+    names = list(work)
+    for _ in range(rounds):
+        for name in (*names, *reversed(names)):
+            wall, cpu = time.perf_counter(), time.process_time()
+            work[name]()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            best[name] = (min(best[name][0], wall), min(best[name][1], cpu))
+    return best
+
+
+def memory(entry: str) -> int:
+    """KiB of this process, from the kernel; ``ru_maxrss`` would start at that of the parent."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry))
+    return int(line.split()[1])
+
+
+def peak(name: str, threads: int, result: multiprocessing.Queue[int]) -> None:
+    torch.set_num_threads(threads)
+    net = build()
+    base = memory("VmRSS")
+    step(net, HEADS[name], 4)
+    result.put(memory("VmHWM") - base)
+
+
+def peak_of(name: str, threads: int) -> int:
+    """KiB above the net."""
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    process = context.Process(target=peak, args=(name, threads, result))
+    process.start()
+    process.join()
+    return int(result.get())
+
+
+def report(what: str, unit: str, direct: float, factored: float, goal: str) -> None:
+    ratio = factored / direct
+    print(f"{what:36} {direct:9.3f} {factored:9.3f} {unit:4} {ratio:7.3f} = 1/{1 / ratio:<5.1f} goal {goal}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    net = build()
+    with torch.no_grad():
+        taps = net._taps(torch.randn(1, 3, SIDE, SIDE))
+        difference = float((factored_head(net, taps) - direct_head(net, taps)).abs().max())
+        forward = alternate({name: lambda h=head: h(net, taps) for name, head in HEADS.items()}, options.rounds)
+    train = {name: (lambda h=head: step(net, h, 1)) for name, head in HEADS.items()}
+    steps = alternate(train, options.rounds)
+    peaks = {name: peak_of(name, options.threads) / 1024 for name in HEADS}
+
+    print(f"{'VGG-11, 224 x 224, ' + str(options.threads) + ' threads':36} {'direct':>9} {'factored':>9}      ratio")
+    for position, clock in enumerate(("wall", "CPU")):
+        pair = [forward[name][position] for name in HEADS]
+        report(f"head forward, {clock}", "s", *pair, "1/15")
+    for position, clock in enumerate(("wall", "CPU")):
+        pair = [steps[name][position] for name in HEADS]
+        report(f"training step with backbone, {clock}", "s", *pair, "1/3")
+    report("peak memory, step on four images", "MiB", peaks["direct"], peaks["factored"], "1/3")
+    print(f"largest difference of the outputs      {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
