@@ -131,15 +131,14 @@ class _SumOfHeights(torch.autograd.Function):
     def forward(ctx: Any, height: int, align_corners: bool, *maps: Tensor) -> Tensor:
         first = maps[0]
         in_place = first.shape[1] == height
-        total = first if in_place else first.new_empty(len(first), height, *first.shape[2:])
+        # ``data`` and not the input itself: autograd would copy the gradient of an input that is a view and overwritten
+        total = first.data if in_place else first.new_empty(len(first), height, *first.shape[2:])
         parts = [(part.flatten(2), _bands(part.shape[1], height, align_corners, part)) for part in maps[in_place:]]
         for image, rows in enumerate(total.flatten(2)):
             for strip in zip(*(bands for _, bands in parts), strict=True):
                 for position, (out, into, block) in enumerate(strip):
                     rows[out].addmm_(block, parts[position][0][image, into], beta=float(in_place or position > 0))
         ctx.align_corners, ctx.heights, ctx.in_place = align_corners, [part.shape[1] for part in maps], in_place
-        if in_place:
-            ctx.mark_dirty(first)
         return total
 
     @staticmethod
