@@ -71,17 +71,21 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
         raise Stopped(2)
 
     which = run.checkpoint(cfg.checkpoint)
-    trainer.validate(module, datamodule=datamodule, ckpt_path=which, verbose=False, weights_only=True)
+    validated = checkpoints.validated_step == (
+        checkpoints.best_step if which == checkpoints.best else trainer.global_step
+    )
+    if module.confusion is None or not validated:  # else the last validation was of these very weights
+        trainer.validate(module, datamodule=datamodule, ckpt_path=which, verbose=False, weights_only=True)
     trainer.strategy.barrier()
     if module.confusion is None:
         raise UserError(f"no image was validated: data.{cfg.data.get('val_split')} is empty or limit_val_batches is 0")
-    result: dict[str, Any] = {"metrics": {"val/miou": float(trainer.callback_metrics["val/miou"])}}
+    result: dict[str, Any] = scores(module, datamodule)
     if trainer.is_global_zero:
         best = which == checkpoints.best
         result = runs.record(
             run.directory,
             cfg,
-            **scores(module, datamodule),
+            **result,
             split="val",
             checkpoint=which.name,
             step=checkpoints.best_step if best else trainer.global_step,

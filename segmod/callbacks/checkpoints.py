@@ -98,7 +98,7 @@ class Checkpoints(L.Callback):
         self.elapsed = 0.0  # seconds of training in earlier runs of this run directory
         self._started = time.monotonic()
         self._saved_step = 0
-        self._validated_step = 0
+        self.validated_step = -1  # optimiser steps before the last validation of this process
 
     @property
     def wall_time(self) -> float:
@@ -129,7 +129,7 @@ class Checkpoints(L.Callback):
         """
         trainer.fit_loop._load_combined_loader_states()
         self._started = time.monotonic()
-        self._saved_step = self._validated_step = trainer.global_step
+        self._saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Write ``last.ckpt`` within an epoch, when its step has come."""
@@ -153,18 +153,18 @@ class Checkpoints(L.Callback):
         if score == score and (self.best_score is None or sign * score > sign * self.best_score):
             self.best_score, self.best_step = score, trainer.global_step
             trainer.save_checkpoint(self.best)
-        self._validated_step = trainer.global_step
+        self.validated_step = trainer.global_step
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self.save_last(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``last.ckpt`` between two epochs."""
-        if self._validated_step == trainer.global_step or not self._finishing(trainer):
+        if self.validated_step == trainer.global_step or not self._finishing(trainer):
             self.save_last(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate the final weights if the schedule of validations has left them out."""
-        if self._validated_step < trainer.global_step and trainer.enable_validation:
+        if self.validated_step < trainer.global_step and trainer.enable_validation:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True

@@ -1,0 +1,132 @@
+"""What Lightning and segmod add to a training step: the same net, data and optimiser in a bare PyTorch loop.
+
+    python benchmarks/framework_overhead.py            a small net, where overhead shows in milliseconds
+    python benchmarks/framework_overhead.py --large    a net of a second or more a step, where it shows in percent
+
+Both loops run the same batches from memory, in alternating blocks (A B B A) of one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from segmod.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
+from segmod.callbacks.loggers import CSVLogger
+from segmod.inference.dense import DensePredictor
+from segmod.launch import prepare_lightning
+from segmod.modules.base import SegmentationModule
+from segmod.nets.backbones import Tiny
+from segmod.nets.hypercolumn import Hypercolumn
+from segmod.optim import Poly
+
+
+def batches(count: int, size: int) -> list[dict[str, object]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "image": torch.randn(2, 3, size, size, generator=generator),
+            "mask": torch.randint(0, 21, (2, size, size), generator=generator),
+            "name": ["a", "b"],
+            "index": torch.arange(2),
+        }
+        for _ in range(count)
+    ]
+
+
+def make_net(channels: list[int], hidden: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return Hypercolumn(21, Tiny(channels), hidden=hidden, freeze_backbone=False)
+
+
+class Clock(L.Callback):
+    """Notes when each step ends."""
+
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+
+    def on_train_batch_start(self, *args: object) -> None:
+        self.ticks.append(time.perf_counter())
+
+
+def bare(net: torch.nn.Module, data: list[dict[str, object]]) -> list[float]:
+    """Seconds of each step of a plain loop."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, fused=True)
+    schedule = Poly(optimizer, total_steps=len(data))
+    ticks = []
+    for batch in DataLoader(data, batch_size=None):  # type: ignore[arg-type]
+        ticks.append(time.perf_counter())
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(batch["image"]), batch["mask"], ignore_index=255)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+
+
+def framework(net: torch.nn.Module, data: list[dict[str, object]]) -> list[float]:
+    """Seconds of each step through segmod, with its default callbacks and csv logger."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(str(Path(folder) / "checkpoints"))
+        module = SegmentationModule(
+            net,
+            torch.nn.CrossEntropyLoss(ignore_index=255),
+            lambda groups, **fused: torch.optim.SGD(groups, lr=1e-3, momentum=0.9, fused=True),
+            scheduler=Poly,
+            predictor=DensePredictor(),
+        )
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            limit_val_batches=0,
+            callbacks=[L.pytorch.callbacks.LearningRateMonitor("step"), clock, checkpoints, StopOnSignal(checkpoints)],
+            logger=CSVLogger(folder),
+            log_every_n_steps=10,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plugins=[AtomicCheckpointIO()],
+        )
+        trainer.fit(module, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
+    return [b - a for a, b in zip(clock.ticks, clock.ticks[1:], strict=False)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--large", action="store_true", help="a net of a second or more a step")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    prepare_lightning()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(arguments.threads)
+    channels, hidden, size, steps = ([64, 96, 128, 128, 128], 192, 256, 6) if arguments.large else ([4] * 5, 8, 32, 200)
+    data = batches(steps, size)
+    ways: dict[str, Callable[[torch.nn.Module, list[dict[str, object]]], list[float]]] = {
+        "bare loop": bare,
+        "segmod": framework,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(arguments.rounds):
+        for name in (list(ways) + list(ways)[::-1]) if round_ % 2 == 0 else (list(ways)[::-1] + list(ways)):
+            seconds[name] += ways[name](make_net(channels, hidden), data)[2:]
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, values in seconds.items():
+        print(f"{name:10} median {1e3 * median[name]:9.3f} ms  min {1e3 * min(values):9.3f} ms  ({len(values)} steps)")
+    added = median["segmod"] - median["bare loop"]
+    print(f"added      {1e3 * added:9.3f} ms a step, ratio {median['segmod'] / median['bare loop']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
