@@ -5,11 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
+import cv2
 from torch.utils.data import Dataset
 
 from segmod.data.arrays import UInt8Array
 from segmod.data.transforms import EvalTransform, TrainTransform
 from segmod.types import IGNORE_INDEX, Sample
+
+# Worker processes are the parallelism of loading; OpenCV's own threads would compete with them. Moreover a worker forked
+# while they exist hangs or crashes, for it inherits the pool without its threads: so here, before any fork.
+cv2.setNumThreads(0)
 
 Transform = TrainTransform | EvalTransform
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import signal
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data.distributed import DistributedSampler
@@ -126,11 +124,15 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 
 def prepare_worker(worker: int) -> None:
     """Set a worker process up for loading images; ``worker_init_fn`` of a DataLoader."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # for the main process, which ends its step first
-        signal.signal(signum, signal.SIG_IGN)
-    cv2.setNumThreads(1)  # or the workers together would start a thread for each core each
-    # glibc hands large buffers back to the kernel as soon as they are free, and having them again for the next sample
-    # takes half the time of making it (page faults; benchmarks/data_loading.py).
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large buffers of this process for reuse; without glibc, do nothing.
+
+    By default it hands them back to the kernel as soon as they are free, and having them again for the next sample
+    costs page faults, which can take half the time of making it.
+    """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)

@@ -147,6 +147,18 @@ def test_a_loader_draws_nothing_from_the_global_generator_when_given_its_own():
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_workers_do_not_hang_on_threads_that_opencv_had_before_they_were_forked():
+    code = (
+        "import cv2, numpy as np;"
+        "cv2.setNumThreads(4); cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5);"
+        "from segmod.datamodules import SyntheticDataModule;"
+        "data = SyntheticDataModule(batch_size=2, train_images=4, num_workers=2, size=256, crop_size=200);"
+        "print(sum(len(batch['name']) for batch in data.train_dataloader()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["4"]
+
+
 def test_importing_the_transforms_asks_no_network():
     # albumentations looks for a newer version of itself at import unless told not to.
     code = (
