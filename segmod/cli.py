@@ -126,7 +126,9 @@ def explain(error: BaseException, config_name: str) -> str:
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
     if match := re.search(r"[Ee]rror parsing override '(.*?)'\n(.*)", text):
         return f"cannot read the override {match.group(1)!r} ({match.group(2)}): write key=value, quote odd characters"
-    if match := re.search(r"Could not find '([\w/]+?)/([^'/]*)'", text):
+    if match := re.search(r"LexerNoViableAltException: (.*)", text):
+        return f"cannot read the override {match.group(1)!r}: write key=value, quote odd characters"
+    if match := re.search(r"Could not (?:find|load) '([\w/]+?)/([^'/]*)'", text):
         group, option = match.groups()
         known = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
         return f"{group}={option}: no such option; choose one of {', '.join(known)}"

@@ -37,7 +37,7 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        if isinstance(cause, (ValueError, TypeError, OSError)) or type(cause).__name__ == "MisconfigurationException":
+        if isinstance(cause, (ValueError, TypeError, OSError, ImportError)) or type(cause).__name__ == "MisconfigurationException":
             place = str(error).rpartition("full_key: ")[2].split("\n")[0].strip() or key
             raise UserError(f"{place}: {cause}") from error
         raise

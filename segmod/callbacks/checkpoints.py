@@ -140,7 +140,7 @@ class Checkpoints(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``best.ckpt`` if the metric has improved; within an epoch also ``last.ckpt``, which knows of it."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
             return
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
@@ -148,6 +148,8 @@ class Checkpoints(L.Callback):
                 f"callbacks.checkpoints.monitor={self.monitor!r} is not logged; "
                 f"choose one of {sorted(trainer.callback_metrics)}"
             )
+        if trainer.sanity_checking:
+            return
         score = float(value)
         sign = 1 if self.mode == "max" else -1
         if score == score and (self.best_score is None or sign * score > sign * self.best_score):
