@@ -12,7 +12,7 @@ from segmod.data.arrays import UInt8Array
 from segmod.data.transforms import EvalTransform, TrainTransform
 from segmod.types import IGNORE_INDEX, Sample
 
-# Worker processes are the parallelism of loading; OpenCV's own threads would compete with them. Moreover a worker forked
+# Worker processes are the parallelism of loading; OpenCV's own threads would compete with them. A worker that is forked
 # while they exist hangs or crashes, for it inherits the pool without its threads: so here, before any fork.
 cv2.setNumThreads(0)
 
