@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "segmod"
-GROUND = {"types", "ops"}
-PARTS = {"nets", "data", "inference", "metrics", "optim", "losses", "checkpoint", "viz"}
+GROUND = {"types", "ops", "checkpoint"}
+PARTS = {"nets", "data", "inference", "metrics", "optim", "losses", "viz"}
 LIGHTNING = {"modules", "datamodules", "callbacks"}
 COMMANDS = {"train", "evaluate", "predict", "tables", "results", "runs", "cli", "instantiate", "launch"}
 FLOORS = [GROUND, PARTS, LIGHTNING, COMMANDS]
