@@ -37,7 +37,10 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        if isinstance(cause, (ValueError, TypeError, OSError, ImportError)) or type(cause).__name__ == "MisconfigurationException":
+        if (
+            isinstance(cause, (ValueError, TypeError, OSError, ImportError))
+            or type(cause).__name__ == "MisconfigurationException"
+        ):
             place = str(error).rpartition("full_key: ")[2].split("\n")[0].strip() or key
             raise UserError(f"{place}: {cause}") from error
         raise
@@ -76,7 +79,7 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
         elif name in hints:
             _check_type(value, hints[name], f"{key}.{name}")
     if not node.get("_partial_"):
-        for name, parameter in parameters.items():
+        for name, parameter in _own_parameters(target).items():
             needed = parameter.default is parameter.empty and parameter.kind not in (
                 parameter.VAR_POSITIONAL,
                 parameter.VAR_KEYWORD,
@@ -97,7 +100,9 @@ def _locate(path: str, key: str) -> Callable[..., Any]:
 def _signature(target: Callable[..., Any]) -> tuple[Mapping[str, inspect.Parameter], dict[str, Any]]:
     """Parameters and their types; targets without a readable signature take anything."""
     # what a class hands on to its bases by **kwargs has its types there
-    functions = [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    functions = (
+        [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    )
     parameters: dict[str, inspect.Parameter] = {}
     hints: dict[str, Any] = {}
     for function in functions:
@@ -114,6 +119,14 @@ def _signature(target: Callable[..., Any]) -> tuple[Mapping[str, inspect.Paramet
         if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
             break
     return parameters, hints
+
+
+def _own_parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Parameters of the target itself: what its bases require, it may give them."""
+    try:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return {}
 
 
 def _builds(value: Any) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from segmod import runs
+from segmod.memory import keep_freed_memory
 
 # What the launcher, seed_everything and the W&B logger leave behind; the next job of a sweep must not find it.
 _JOB_VARIABLES = (
@@ -28,6 +29,7 @@ def job_environment(cfg: DictConfig) -> Iterator[None]:
 
     Ranks above 0 write what they print to ``<run>/rank<k>.log``.
     """
+    keep_freed_memory()
     before = {name: os.environ.get(name) for name in _JOB_VARIABLES}
     if not runs.is_leader():
         _print_to_file(Path(cfg.run_dir))

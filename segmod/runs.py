@@ -5,20 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
-import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from segmod.environment import git_commit, hardware, peak_memory, versions
 from segmod.types import UserError
 
 # Overrides that change how a run is made or watched, not what it computes: they name no directory.
@@ -37,7 +33,6 @@ _FREE_KEYS = re.compile(
     r"|callbacks\.(progress|summary|pictures|panels|lr_monitor)(\..*)?|callbacks\.checkpoints\.(directory|every_n_steps)"
     r"|data\.(num_workers|download|verify|pin_memory)"
 )
-_VERSIONED = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "albumentations", "numpy")
 
 
 def readable(overrides: Sequence[str], *, with_model_and_data: bool) -> str:
@@ -160,7 +155,17 @@ def open_run(cfg: DictConfig) -> Run:
     run = Run(Path(cfg.run_dir))
     leader = is_leader()
     if cfg.overwrite and leader:
-        for name in (".hydra", "checkpoints", "evaluation", "metrics.csv", "metrics.json", "pictures", "points.pt"):
+        for name in (
+            ".hydra",
+            "checkpoints",
+            "evaluation",
+            "metrics.csv",
+            "metrics.json",
+            "pictures",
+            "points.pt",
+            "tensorboard",
+            "wandb",
+        ):
             path = run.directory / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif run.config_file.is_file():
@@ -249,48 +254,3 @@ def write_atomically(path: Path, text: str) -> None:
 def is_leader() -> bool:
     """Whether this process is rank 0 of its job."""
     return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("segmod", *_VERSIONED):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """The machine in words."""
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
-
-
-def peak_memory() -> int:
-    """Peak bytes of this process so far: on the GPU where it used one, else resident."""
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout segmod runs from, with ``+`` if it is changed; None for an installed package."""
-    checkout = Path(__file__).resolve().parents[1]
-    if not (checkout / ".git").exists():
-        return None
-    try:
-        place = ["git", "-C", str(checkout)]
-        commit = subprocess.run([*place, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        changed = subprocess.run(
-            [*place, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from segmod import cli, runs
 from segmod.types import UserError
@@ -66,10 +66,14 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
         log.info("resuming %s", resumed)
     if trainer.world_size > 1 and trainer.is_global_zero:
         log.info("ranks above 0 print to %s", run.directory / "rank*.log")
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(settings)
     trainer.fit(module, datamodule=module.adapt(datamodule), ckpt_path=resumed, weights_only=True)
     if trainer.interrupted:
         raise Stopped(2)
 
+    wall_time = checkpoints.wall_time
     which = run.checkpoint(cfg.checkpoint)
     validated = checkpoints.validated_step == (
         checkpoints.best_step if which == checkpoints.best else trainer.global_step
@@ -86,11 +90,12 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
             run.directory,
             cfg,
             **result,
-            split="val",
+            split=cfg.data.get("val_split", "val"),
+            images=validated_images(trainer, datamodule),
             checkpoint=which.name,
             step=checkpoints.best_step if best else trainer.global_step,
             parameters=sum(p.numel() for p in module.net.parameters()),
-            wall_time_s=checkpoints.wall_time,
+            wall_time_s=wall_time,
         )
     return result
 
@@ -133,6 +138,14 @@ def scores(module: SegmentationModule, datamodule: Any) -> dict[str, Any]:
         "metrics": {f"val/{name}": getattr(summary, name) for name in names},
         "iou": dict(zip(datamodule.classes, summary.iou, strict=True)),
     }
+
+
+def validated_images(trainer: L.Trainer, datamodule: Any) -> int:
+    """Number of images that a validation scores."""
+    every = len(datamodule.val_dataset)
+    if trainer.limit_val_batches in (None, 1.0):
+        return every
+    return min(every, int(trainer.num_val_batches[0]) * trainer.world_size)  # a batch is one image
 
 
 def check_disk(directory: Path, module: L.LightningModule) -> None:

@@ -23,11 +23,17 @@ SMALL = (
 Command = Callable[..., int]
 
 
-@pytest.fixture
-def segmod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """``segmod("train", "seed=1")`` runs ``segmod-train seed=1`` in an empty directory; returns the exit code."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """``command("train", "seed=1")`` runs ``segmod-train seed=1``; returns the exit code."""
     return run_command
+
+
+@pytest.fixture
+def segmod(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Like ``command``, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return command
 
 
 def run_command(name: str, *arguments: str) -> int:
@@ -43,7 +49,7 @@ def run_command(name: str, *arguments: str) -> int:
     return 0
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small() -> tuple[str, ...]:
     """Overrides that make ``segmod-train`` a matter of a second."""
     return SMALL

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "segmod"
-GROUND = {"types", "ops", "checkpoint"}
+GROUND = {"types", "ops", "memory", "checkpoint"}
 PARTS = {"nets", "data", "inference", "metrics", "optim", "losses", "viz"}
 LIGHTNING = {"modules", "datamodules", "callbacks"}
-COMMANDS = {"train", "evaluate", "predict", "tables", "results", "runs", "cli", "instantiate", "launch"}
+COMMANDS = {"train", "evaluate", "predict", "tables", "results", "runs", "environment", "cli", "instantiate", "launch"}
 FLOORS = [GROUND, PARTS, LIGHTNING, COMMANDS]
 # packages a floor may not import, beyond what the floors above it may
 FORBIDDEN = [

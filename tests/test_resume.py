@@ -13,6 +13,7 @@ import lightning as L
 import pytest
 import torch
 
+from segmod import cli
 from segmod.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from segmod.types import UserError
 
@@ -27,6 +28,18 @@ OVERRIDES = (
 
 class Crash(BaseException):
     """Stands for a SIGKILL: no handler of the run gets to save anything."""
+
+
+@pytest.fixture(autouse=True)
+def let_crashes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = cli._report
+
+    def report_all_but_crashes(error: BaseException, config_name: str) -> int:
+        if isinstance(error, Crash):
+            raise error
+        return report(error, config_name)
+
+    monkeypatch.setattr(cli, "_report", report_all_but_crashes)
 
 
 def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
@@ -51,12 +64,10 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(command: Any, small: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 12 steps in 3 epochs that nothing disturbs, validated after batch 3 of each epoch."""
-    from conftest import SMALL, run_command
-
     root = tmp_path_factory.mktemp("whole")
-    assert run_command("train", *SMALL, *OVERRIDES, f"runs={root}") == 0
+    assert command("train", *small, *OVERRIDES, f"runs={root}") == 0
     return the_run(root)
 
 
@@ -95,27 +106,11 @@ def test_a_crash_changes_nothing(
     with monkeypatch.context() as patch:
         crash_at(patch, hook, count)
         with pytest.raises(Crash):
-            segmod_raising(command)
+            segmod(*command)
     run = the_run(Path("runs"))
     assert not (run / "metrics.json").exists()
     assert segmod(*command) == 0
     assert_equal_runs(whole, run)
-
-
-def segmod_raising(command: tuple[str, ...]) -> None:
-    """Run a command and let `Crash` through."""
-    import segmod.cli
-
-    def report(error: BaseException, config_name: str) -> int:
-        raise error
-
-    original, segmod.cli._report = segmod.cli._report, report
-    try:
-        from conftest import run_command
-
-        run_command(*command)
-    finally:
-        segmod.cli._report = original
 
 
 def test_two_crashes_and_other_workers_change_nothing(
@@ -126,7 +121,7 @@ def test_two_crashes_and_other_workers_change_nothing(
         with monkeypatch.context() as patch:
             crash_at(patch, "on_train_batch_end", count)
             with pytest.raises(Crash):
-                segmod_raising(command)
+                segmod(*command)
     assert segmod(*command, "data.num_workers=1") == 0
     assert_equal_runs(whole, the_run(Path("runs")))
 
@@ -137,11 +132,11 @@ def test_accumulated_gradients_survive(segmod: Any, small: tuple[str, ...], monk
     with monkeypatch.context() as patch:
         crash_at(patch, "on_train_batch_end", 2)  # one batch short of the first optimiser step
         with pytest.raises(Crash):
-            segmod_raising((*command, "runs=cut"))
+            segmod(*command, "runs=cut")
     with monkeypatch.context() as patch:
         crash_at(patch, "on_train_batch_end", 4)  # the epoch's last batch, stepping with one batch alone
         with pytest.raises(Crash):
-            segmod_raising((*command, "runs=cut"))
+            segmod(*command, "runs=cut")
     assert segmod(*command, "runs=cut") == 0
     assert_equal_runs(the_run(Path("whole")), the_run(Path("cut")))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +10,8 @@ import numpy as np
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
+from segmod.memory import keep_freed_memory
 from segmod.types import Batch, Sample, UserError
-
-# Parameters of mallopt(3), from <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 256 * 2**20
 
 # Both orders are DistributedSamplers because that is how Lightning knows that ranks are already told apart.
 
@@ -125,14 +122,5 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 def prepare_worker(worker: int) -> None:
     """Set a worker process up for loading images; ``worker_init_fn`` of a DataLoader."""
     keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep large buffers of this process for reuse; without glibc, do nothing.
-
-    By default it hands them back to the kernel as soon as they are free, and having them again for the next sample
-    costs page faults, which can take half the time of making it.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # for the main process, which ends its step first
+        signal.signal(signum, signal.SIG_IGN)
