@@ -101,10 +101,11 @@ class SegmentationModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout by (seed, epoch, batch, rank), so that a resumed run draws what it would have drawn."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        words = torch.tensor([seed, self.current_epoch, batch_idx, self.global_rank], dtype=torch.int64)
-        primes = torch.tensor([1_000_003, 998_244_353, 754_974_721, 1_045_430_273], dtype=torch.int64)
-        torch.manual_seed(int((words * primes).sum()) & 0x7FFF_FFFF_FFFF_FFFF)
+        place = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.current_epoch, batch_idx, self.global_rank)
+        seed = hash(place)  # of a tuple of ints: the same in every process
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device, for half a millisecond
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; a loss that is not finite stops the run before it spoils the weights.
