@@ -2,9 +2,9 @@
 
     python benchmarks/hypercolumn_head.py [--rounds 3] [--threads 2]
 
-Both forms have the same weights and are timed in one process in the order A B B A; the ratios are of the smallest CPU
-and wall-clock times, which other work on the machine disturbs least. Peak memory is that of a fresh process that makes
-one training step on four images, above what it had once the net was built.
+Both forms have the same weights, keep freed memory as the commands do, and are timed in one process in the order
+A B B A; the ratios are of the smallest CPU and wall-clock times, which other work on the machine disturbs least. Peak
+memory is that of a fresh process that makes one training step on four images, above what it had once the net was built.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmod.memory import keep_freed_memory
 from segmod.nets.backbones import VGG11
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.ops import resize
@@ -78,6 +79,7 @@ def memory(entry: str) -> int:
 
 def peak(name: str, threads: int, result: multiprocessing.Queue[int]) -> None:
     torch.set_num_threads(threads)
+    keep_freed_memory()
     net = build()
     base = memory("VmRSS")
     step(net, HEADS[name], 4)
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     net = build()
     with torch.no_grad():
         taps = net._taps(torch.randn(1, 3, SIDE, SIDE))

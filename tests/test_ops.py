@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segmod.ops import BilinearUpsample, bilinear_kernel, crop, resize, resized_sum
+from segmod.ops import BilinearUpsample, bilinear_kernel, classify_resized, crop, resize
 
 
 def test_bilinear_kernel_of_four_pixels():
@@ -50,18 +50,21 @@ def test_crop_keeps_the_window_that_starts_at_the_offset():
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("shapes", [[(11, 9), (6, 5), (1, 1)], [(7, 7), (3, 4)], [(11, 9)], [(20, 30), (2, 2)]])
-def test_resized_sum_is_the_sum_of_resized_maps(align_corners, shapes):
+def test_classified_strips_are_the_linear_layer_on_the_rectified_sum_of_resized_maps(align_corners, shapes):
     torch.manual_seed(0)
-    size = (11, 9)
-    maps = [torch.randn(2, *shape, 3, requires_grad=True) for shape in shapes]
-    plain = [part.detach().clone().requires_grad_() for part in maps]
+    size = (11, 9)  # a strip of eight rows, and one of three
+    maps = [torch.randn(2, *shape, 3) for shape in shapes]
+    inputs = [*maps, torch.randn(4, 3), torch.randn(4)]
+    ours = [part.clone().requires_grad_() for part in inputs]
+    plain = [part.clone().requires_grad_() for part in inputs]
 
-    total = resized_sum([part * 1 for part in maps], size, align_corners)
-    expected = sum(resize(part.permute(0, 3, 1, 2), size, align_corners) for part in plain).permute(0, 2, 3, 1)
-    torch.testing.assert_close(total, expected, atol=1e-5, rtol=1e-5)
+    scores = classify_resized([part * 1 for part in ours[:-2]], size, ours[-2], ours[-1], align_corners)
+    total = sum(resize(part.permute(0, 3, 1, 2), size, align_corners) for part in plain[:-2]).permute(0, 2, 3, 1)
+    expected = F.linear(F.relu(total), plain[-2], plain[-1]).permute(0, 3, 1, 2)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
 
-    upstream = torch.randn_like(total)
-    total.backward(upstream)
+    upstream = torch.randn_like(scores)
+    scores.backward(upstream)
     expected.backward(upstream)
-    for part, other in zip(maps, plain, strict=True):
+    for part, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(part.grad, other.grad, atol=1e-5, rtol=1e-5)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from segmod.nets.backbones import TappedBackbone
 from segmod.nets.weights import load_backbone_weights
-from segmod.ops import resize, resized_sum
+from segmod.ops import classify_resized, resize
 
 _EPS = 1e-5
 
@@ -163,11 +163,11 @@ class Hypercolumn(nn.Module):
         groups = zip(*(torch.split(tap, 1) for tap in taps), strict=True) if taps[0].device.type == "cpu" else [taps]
         scores = []
         for group in groups:
-            responses = [F.linear(_channels_last(tap), share) for tap, share in zip(group, shares, strict=True)]
+            responses = [_linear(tap, share) for tap, share in zip(group, shares, strict=True)]
             responses[-1] = responses[-1] + bias.to(responses[-1].dtype)  # interpolation leaves constants as they are
-            hidden = F.relu_(resized_sum(responses, size, self.align_corners))  # (1 or B, H, W, hidden)
-            scores.append(self._rectify(self.score(hidden)))
-        return torch.cat(scores).permute(0, 3, 1, 2)
+            score = self.score.weight, self.score.bias
+            scores.append(classify_resized(responses, size, *score, align_corners=self.align_corners))
+        return self._rectify(torch.cat(scores))
 
     def _rectify(self, scores: Tensor) -> Tensor:
         return F.relu(scores) if self.score_relu else scores
@@ -200,6 +200,7 @@ def _mix(scores: Tensor, weights: Tensor, dim: int) -> Tensor:
     return torch.logsumexp(log_p + weights.log().unsqueeze(dim + 1), dim)
 
 
-def _channels_last(maps: Tensor) -> Tensor:
-    """(B, C, H, W) as contiguous (B, H, W, C), without a copy where channels come last in memory already."""
-    return maps.permute(0, 2, 3, 1).contiguous()
+def _linear(maps: Tensor, weight: Tensor) -> Tensor:
+    """Apply weights (D, C) to every pixel of maps (B, C, H, W): (B, H, W, D), of one image without copying the maps."""
+    pixels = maps.permute(0, 2, 3, 1)
+    return F.linear(pixels.flatten(0, 2), weight).view(*pixels.shape[:3], -1)

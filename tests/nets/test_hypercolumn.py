@@ -154,3 +154,16 @@ def test_runs_in_bfloat16():
         logits = net(image())
     # 8 bits of mantissa: about 1 % of the largest logit
     assert (logits.float() - net(image())).abs().max() < 0.05 * net(image()).abs().max()
+
+
+def test_trains_in_bfloat16():
+    net, other = tiny(), tiny()
+    mask = torch.randint(0, 4, (2, *SIZE), generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(net(image()), mask)
+    loss.backward()
+    F.cross_entropy(other(image()), mask).backward()
+    for layer in ("hidden", "score"):
+        grad, expected = getattr(net, layer).weight.grad, getattr(other, layer).weight.grad
+        # 8 bits of mantissa, as above
+        assert (grad - expected).abs().max() < 0.05 * expected.abs().max()
