@@ -189,7 +189,8 @@ class StopOnSignal(L.Callback):
     """On SIGTERM, SIGUSR1 (SLURM preemption) or Ctrl-C: finish the optimiser step, save, leave.
 
     Where a validation follows or runs it leaves at once: the ``last.ckpt`` from before it stands. A second Ctrl-C
-    leaves at once, too. With several ranks a signal to any of them stops all at the same step.
+    leaves at once, too. With several ranks a signal to any of them stops all at the same step, and one that comes
+    during a validation stops them after it.
 
     Args:
         checkpoints: Writes the state; None to leave without saving.
