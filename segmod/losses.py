@@ -15,6 +15,8 @@ class BalancedCrossEntropy(nn.Module):
     The mean over the classes present in the batch of the mean negative log-likelihood of that class's pixels: most of
     a photo is background, and a plain mean learns it first and best. A batch without labelled pixels costs 0.
 
+    It is computed in float32 whatever the logits are: a sum over pixels is beyond the digits of bfloat16.
+
     Args:
         ignore_index: Label of the pixels that do not count.
 
@@ -29,6 +31,6 @@ class BalancedCrossEntropy(nn.Module):
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Loss of a batch."""
         counts = torch.bincount(mask[mask != self.ignore_index], minlength=logits.shape[1])
-        weights = 1 / counts.clamp_min(1)
-        total = F.cross_entropy(logits, mask, weights.to(logits.dtype), ignore_index=self.ignore_index, reduction="sum")
+        weights = 1 / counts.clamp_min(1).float()
+        total = F.cross_entropy(logits.float(), mask, weights, ignore_index=self.ignore_index, reduction="sum")
         return total / (counts > 0).sum().clamp_min(1)
