@@ -15,7 +15,7 @@ class BalancedCrossEntropy(nn.Module):
     The mean over the classes present in the batch of the mean negative log-likelihood of that class's pixels: most of
     a photo is background, and a plain mean learns it first and best. A batch without labelled pixels costs 0.
 
-    It is computed in float32 whatever the logits are: a sum over pixels is beyond the digits of bfloat16.
+    It is computed in float32 also where the logits are of half precision.
 
     Args:
         ignore_index: Label of the pixels that do not count.
