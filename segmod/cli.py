@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -93,15 +94,11 @@ def choices() -> dict[str, Any]:
 
 def _report(error: BaseException, config_name: str) -> int:
     """Tell an error to the user; returns the exit code."""
+    if signum := _signal_of(error):
+        sys.stderr.write(f"segmod: stopped by signal {signum}; the same command goes on from the last checkpoint\n")
+        return 128 + signum
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if hasattr(error, "signum"):  # callbacks.checkpoints.Stopped, not imported here: lightning is slow to import
-        sys.stderr.write(
-            f"segmod: stopped by signal {error.signum}; the same command goes on from the last checkpoint\n"
-        )
-        return 128 + int(error.signum)
     while not isinstance(error, UserError) and isinstance(error.__cause__, UserError):
         error = error.__cause__
     if isinstance(error, UserError):
@@ -119,6 +116,17 @@ def _report(error: BaseException, config_name: str) -> int:
         traceback.print_exception(error)
     sys.stderr.write(f"segmod: error: {' '.join(line.split())}\n")
     return 1
+
+
+def _signal_of(error: BaseException) -> int:
+    """The signal behind an exception of ours or of Lightning's, else 0; by name, for lightning is slow to import."""
+    if type(error).__name__ == "SIGTERMException":
+        return int(signal.SIGTERM)
+    # Lightning turns Ctrl-C into sys.exit(1)
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(cause, KeyboardInterrupt):
+        return int(signal.SIGINT)
+    return int(getattr(error, "signum", 0))
 
 
 def explain(error: BaseException, config_name: str) -> str:

@@ -76,12 +76,8 @@ class SegmentationDataModule(LightningDataModule):
         require(whole(seed, 0), f"data.seed={seed}: must be a whole number of at least 0")
         require(not eval_squash or squash is not None, "data.eval_squash=true: set data.squash to the size as well")
         self.train_transform = TrainTransform(self.normalization, crop_size, scale, short_side, squash, hflip, pad)
+        self._one_size = self.train_transform.gives_one_size(self.one_size)
         self.eval_transform = EvalTransform(self.normalization, squash if eval_squash else None)
-        require(
-            batch_size == 1 or self.train_transform.gives_one_size(self.one_size),
-            f"data.batch_size={batch_size}: images of different sizes make no batch; "
-            "set data.crop_size or data.squash, or data.batch_size=1",
-        )
         self.num_classes = num_classes
         self.classes: tuple[str, ...] = VOC_CLASSES[:num_classes]
         self.train_split = train_split
@@ -117,7 +113,7 @@ class SegmentationDataModule(LightningDataModule):
         """Return the loader of augmented batches, in an order that depends on (seed, epoch) alone.
 
         Raises:
-            UserError: the batch cannot be divided among the processes.
+            UserError: the batch cannot be divided among the processes, or its images have different sizes.
         """
         if self.train_dataset is None:
             self.setup("fit")
@@ -127,6 +123,12 @@ class SegmentationDataModule(LightningDataModule):
             self.batch_size % world_size == 0,
             f"data.batch_size={self.batch_size}: not divisible by the {world_size} processes of the job; "
             f"choose a multiple of {world_size}",
+        )
+        each = self.batch_size // world_size
+        require(
+            each == 1 or self._one_size,
+            f"data.batch_size={self.batch_size}: images of different sizes make no batch of {each} a process; "
+            f"set data.crop_size or data.squash, or data.batch_size={world_size}",
         )
         order = TrainingOrder(len(self.train_dataset), self.seed, rank, world_size)
         return self._loader(self.train_dataset, order, self.batch_size // world_size, persistent=True)

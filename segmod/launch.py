@@ -81,6 +81,8 @@ def child_command(local_rank: int) -> tuple[Sequence[str], str]:
     program = ["-m", spec.name] if spec else [str(Path(sys.argv[0]).absolute())]
     kept = [o for o in hydra_cfg.overrides.task if o.lstrip("+").partition("=")[0] != "overwrite"]
     directory = str(Path(hydra_cfg.runtime.output_dir).resolve()).replace("'", "\\'")
+    searched = [s.path for s in hydra_cfg.runtime.config_sources if s.provider == "command-line"]
+    kept = [*(word for path in searched for word in ("--config-dir", path)), *kept]
     command = [sys.executable, *program, *kept, f"hydra.run.dir='{directory}'", "hydra.mode=RUN"]
     return command, get_original_cwd()
 
@@ -94,5 +96,10 @@ def prepare_lightning() -> None:
         setattr(script, "_hydra_subprocess_cmd", child_command)  # noqa: B010 (private, and imported by name)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*isinstance.treespec, LeafSpec.*", ".*overridden `on_after_batch_transfer`.*", ".*num_workers.*"):
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*overridden `on_after_batch_transfer`.*",
+        ".*num_workers.*",
+        ".*sync_dist=True.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from segmod.environment import git_commit, hardware, peak_memory, versions
 from segmod.types import UserError
 
+log = logging.getLogger(__name__)
+
 # Overrides that change how a run is made or watched, not what it computes: they name no directory.
 _INFRASTRUCTURE = re.compile(
     r"(runs|overwrite|seed|name|run_dir|experiment|sweep|reported|logger|hydra)([./].*)?"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|default_root_dir|enable_\w+|log_every_n_steps|profiler)"
     r"|callbacks\.(progress|summary|pictures|panels)\..*|callbacks\.checkpoints\.every_n_steps"
-    r"|data\.(root|num_workers|download|verify|pin_memory)"
+    r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)"
 )
 _DEVICE_TRAINERS = {"default", "cpu", "gpu", "ddp"}
 # Keys that may differ between a stored run and the command that goes on with it.
@@ -31,7 +34,7 @@ _FREE_KEYS = re.compile(
     r"|trainer\.(_target_|accelerator|devices|num_nodes|strategy|default_root_dir|enable_\w+|log_every_n_steps|profiler"
     r"|benchmark|use_distributed_sampler|num_sanity_val_steps)"
     r"|callbacks\.(progress|summary|pictures|panels|lr_monitor)(\..*)?|callbacks\.checkpoints\.(directory|every_n_steps)"
-    r"|data\.(num_workers|download|verify|pin_memory)"
+    r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)"
 )
 
 
@@ -154,7 +157,9 @@ def open_run(cfg: DictConfig) -> Run:
     """
     run = Run(Path(cfg.run_dir))
     leader = is_leader()
-    if cfg.overwrite and leader:
+    if cfg.overwrite and not leader:
+        return run  # the leader clears the folder in its own time
+    if cfg.overwrite:
         for name in (
             ".hydra",
             "checkpoints",
@@ -170,6 +175,9 @@ def open_run(cfg: DictConfig) -> Run:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif run.config_file.is_file():
         ours, theirs = settings(cfg), settings(run.config())
+        roots = [c.data.get("root") for c in (cfg, run.config()) if "data" in c]
+        if len(set(roots)) > 1:
+            log.warning("data.root was %s when %s was made, it is %s now", roots[1], run.directory, roots[0])
         differing = sorted(k for k in {*ours, *theirs} if ours.get(k, "-") != theirs.get(k, "-"))
         if differing:
             shown = ", ".join(f"{k}: {theirs.get(k, '-')} there, {ours.get(k, '-')} here" for k in differing[:4])
@@ -253,4 +261,4 @@ def write_atomically(path: Path, text: str) -> None:
 
 def is_leader() -> bool:
     """Whether this process is rank 0 of its job."""
-    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))

@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> float | None:
     """Train as the config says; returns val/miou, for sweepers that optimise."""
     settle(cfg)
     run = runs.open_run(cfg)
-    result = run.result()
+    result = None if cfg.overwrite else run.result()
     if result is not None:
         log.info("%s is finished; overwrite=true starts it anew", run.directory)
     else:
@@ -51,7 +51,6 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
     """Train and score one run; returns the contents of its metrics.json."""
     import lightning as L
 
-    from segmod.callbacks.checkpoints import Stopped
     from segmod.instantiate import instantiate
     from segmod.launch import prepare_lightning
 
@@ -70,8 +69,6 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
     trainer.fit(module, datamodule=module.adapt(datamodule), ckpt_path=resumed, weights_only=True)
-    if trainer.interrupted:
-        raise Stopped(2)
 
     wall_time = checkpoints.wall_time
     which = run.checkpoint(cfg.checkpoint)
@@ -102,6 +99,8 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
 
 def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
     """The trainer of a run, and the callback that keeps its checkpoints."""
+    import torch
+
     from segmod.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
     from segmod.instantiate import instantiate
 
@@ -112,8 +111,11 @@ def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
     callbacks = [c for c in callbacks if c is not checkpoints] + [checkpoints, StopOnSignal(checkpoints)]
     if not cfg.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if type(c).__name__ not in ("RichProgressBar", "RichModelSummary")]
+    if cfg.trainer.limit_val_batches == 0:
+        raise UserError("trainer.limit_val_batches=0: a run must be scored at its end; set 1 or more")
     devices = cfg.trainer.devices
-    if cfg.trainer.accelerator in ("cpu", "auto") and isinstance(devices, int) and devices > (os.cpu_count() or 1):
+    on_cpu = cfg.trainer.accelerator == "cpu" or (cfg.trainer.accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu and isinstance(devices, int) and devices > (os.cpu_count() or 1):
         raise UserError(f"trainer.devices={devices}: this machine has {os.cpu_count()} CPU cores; one process a core")
     loggers = [instantiate(cfg, f"logger.{name}") for name, node in cfg.logger.items() if node is not None]
     trainer: L.Trainer = instantiate(
@@ -142,10 +144,8 @@ def scores(module: SegmentationModule, datamodule: Any) -> dict[str, Any]:
 
 def validated_images(trainer: L.Trainer, datamodule: Any) -> int:
     """Number of images that a validation scores."""
-    every = len(datamodule.val_dataset)
-    if trainer.limit_val_batches in (None, 1.0):
-        return every
-    return min(every, int(trainer.num_val_batches[0]) * trainer.world_size)  # a batch is one image
+    batches = trainer.num_val_batches[0] * trainer.world_size  # of one image; unequal ranks round up
+    return min(len(datamodule.val_dataset), int(batches))
 
 
 def check_disk(directory: Path, module: L.LightningModule) -> None:
@@ -155,7 +155,7 @@ def check_disk(directory: Path, module: L.LightningModule) -> None:
         UserError: Too little space is free.
     """
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
-    needed = 2 * 3 * weights  # last and best, each weights and up to two moments
+    needed = 3 * 3 * weights  # last, best and one being written, each weights and up to two moments
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise UserError(

@@ -101,7 +101,6 @@ def test_scenes_are_the_same_for_every_run_seed_but_their_order_is_not():
         ({"train_images": 0}, r"data\.train_images=0"),
         ({"crop_size": 40}, r"data\.crop_size=40.*data\.size=32"),
         ({"crop_size": 40, "squash": 36}, r"data\.crop_size=40.*data\.squash=36"),
-        ({"scale": (0.5, 2.0)}, r"data\.batch_size=4.*data\.crop_size.*data\.batch_size=1"),
         ({"eval_squash": True}, r"data\.eval_squash=true.*data\.squash"),
     ],
 )
@@ -116,9 +115,16 @@ def test_possible_values(keys):
     assert synthetic(**keys).train_transform is not None
 
 
-def test_whole_images_of_voc_make_no_batch(root):
-    with pytest.raises(UserError, match=r"data\.batch_size=2: images of different sizes"):
-        VOCDataModule(root, batch_size=2)
+def test_images_of_different_sizes_make_no_batch(root):
+    for module in (VOCDataModule(root, batch_size=2), synthetic(batch_size=2, scale=(0.5, 2.0))):
+        with pytest.raises(UserError, match=r"data\.batch_size=2: images of different.*crop_size.*data\.batch_size=1"):
+            module.train_dataloader()
+
+
+def test_each_of_two_processes_may_have_one_whole_image(root, monkeypatch):
+    module = VOCDataModule(root, batch_size=2, num_workers=0)
+    monkeypatch.setattr(module, "_place", lambda: (1, 2))
+    assert [len(batch["name"]) for batch in module.train_dataloader()][0] == 1
 
 
 def test_voc_has_21_classes(root):

@@ -208,3 +208,32 @@ def test_a_signal_saves_and_leaves(signum: signal.Signals, segmod: Any, small: t
         assert process.returncode == 128 + signum, error
         assert f"stopped by signal {int(signum)}" in error
         assert "Traceback" not in error
+
+
+def test_a_validation_between_two_accumulated_batches_changes_nothing(
+    segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 4 batches an epoch, steps after batches 3 and 4 of each; validations after batches 5 and 10 of the training, that
+    # is after batch 1 of the second epoch and batch 2 of the third, both in the middle of an accumulation
+    recipe = ("trainer.accumulate_grad_batches=3", "trainer.max_epochs=3", "trainer.val_check_interval=5")
+    command = (
+        "train",
+        *small,
+        *recipe,
+        "trainer.check_val_every_n_epoch=null",
+        "callbacks.checkpoints.every_n_steps=0",
+    )
+    assert segmod(*command, "runs=whole") == 0
+    for count in (6, 11):  # in the batch after each
+        with monkeypatch.context() as patch:
+            crash_at(patch, "on_train_batch_start", count)
+            with pytest.raises(Crash):
+                segmod(*command, f"runs=cut{count}")
+        assert segmod(*command, f"runs=cut{count}") == 0
+        assert_equal_runs(the_run(Path("whole")), the_run(Path(f"cut{count}")))
+
+
+def test_signal_handlers_are_given_back(segmod: Any, small: tuple[str, ...]) -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    assert segmod("train", *small) == 0
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before

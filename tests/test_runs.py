@@ -124,9 +124,9 @@ def test_missing_checkpoints_and_runs_are_named(tmp_path: Path) -> None:
         runs.Run(tmp_path / "nowhere").config()
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
 def test_only_rank_zero_leads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for other in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+    for other in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(other, raising=False)
     assert runs.is_leader()
     monkeypatch.setitem(os.environ, name, "1")

@@ -86,7 +86,7 @@ class Checkpoints(L.Callback):
         directory: str,
         monitor: str = "val/miou",
         mode: Literal["max", "min"] = "max",
-        every_n_steps: int = 200,
+        every_n_steps: int = 100,
     ) -> None:
         self.last = Path(directory) / "last.ckpt"
         self.best = Path(directory) / "best.ckpt"
@@ -98,6 +98,7 @@ class Checkpoints(L.Callback):
         self.elapsed = 0.0  # seconds of training in earlier runs of this run directory
         self._started = time.monotonic()
         self._saved_step = 0
+        self._owed = False  # a validation came between two accumulated batches, and is not saved yet
         self.validated_step = -1  # optimiser steps before the last validation of this process
 
     @property
@@ -133,9 +134,10 @@ class Checkpoints(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Write ``last.ckpt`` within an epoch, when its step has come."""
-        stepped = trainer.global_step > self._saved_step
-        due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
-        if stepped and due and mid_epoch(trainer):
+        if half_accumulated(trainer) or not mid_epoch(trainer):
+            return
+        since = trainer.global_step - self._saved_step
+        if self._owed or (self.every_n_steps > 0 and since >= self.every_n_steps):
             self.save_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -156,7 +158,9 @@ class Checkpoints(L.Callback):
             self.best_score, self.best_step = score, trainer.global_step
             trainer.save_checkpoint(self.best)
         self.validated_step = trainer.global_step
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if half_accumulated(trainer):
+            self._owed = True  # at the end of this step
+        elif not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self.save_last(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -174,9 +178,10 @@ class Checkpoints(L.Callback):
 
     def save_last(self, trainer: L.Trainer) -> None:
         """Write ``last.ckpt`` now, once a step; every rank must call it."""
-        if trainer.global_step > self._saved_step or not self.last.exists():
+        if trainer.global_step > self._saved_step or self._owed or not self.last.exists():
             trainer.save_checkpoint(self.last)
             self._saved_step = trainer.global_step
+            self._owed = False
 
     @staticmethod
     def _finishing(trainer: L.Trainer) -> bool:
@@ -205,6 +210,9 @@ class StopOnSignal(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over from Lightning, which would not wait for the end of the step."""
         self._step = trainer.global_step
+        if trainer.received_sigterm:  # while the run was being set up
+            self._signum = signal.SIGTERM
+            trainer._signal_connector.received_sigterm = False
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._before[signum] = signal.signal(signum, self._note)
@@ -253,16 +261,28 @@ class StopOnSignal(L.Callback):
         Raises:
             Stopped: A signal has come.
         """
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not half_accumulated(trainer):
             signum = self._asked(trainer, pl_module)
             if signum:
                 raise Stopped(signum)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give the signals back, before Lightning does the same for the handlers it had replaced itself."""
+        self._give_back()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self._give_back()
+
+    def _give_back(self) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before.clear()
+
+
+def half_accumulated(trainer: L.Trainer) -> bool:
+    """Whether gradients of the batches so far wait for those of the next one."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def mid_epoch(trainer: L.Trainer) -> bool:

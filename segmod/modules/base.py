@@ -114,13 +114,21 @@ class SegmentationModule(L.LightningModule):
             UserError: The loss is NaN or infinite; names the step and the images of the batch.
         """
         loss = self.compute_loss(batch)
-        if not torch.isfinite(loss.detach()):
+        if not self._all_ranks_finite(loss.detach()):
             raise UserError(
                 f"the loss is {float(loss.detach())} at step {self.global_step}, batch {list(batch.get('name', []))}: "
                 "lower model.optimizer.lr or look at these images; the last good checkpoint is kept"
+                + (" (of rank 0; other ranks tell theirs in rank*.log)" if self.trainer.world_size > 1 else "")
             )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
         return loss
+
+    def _all_ranks_finite(self, loss: Tensor) -> bool:
+        """Whether no rank has a NaN or infinite loss: if one had to stop alone, the others would hang or be killed."""
+        bad = ~torch.isfinite(loss)
+        if self.trainer.world_size > 1:
+            bad = self.trainer.strategy.reduce(bad.float(), reduce_op="max")
+        return not bool(bad)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Count the pixels of one batch; returns its labels, int64 (B, H, W), for the callbacks."""
