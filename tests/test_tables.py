@@ -115,6 +115,16 @@ def test_a_row_of_another_inference_takes_only_its_evaluations(tmp_path: Path) -
     }
 
 
+def test_one_experiment_may_have_two_rows_of_a_table(tmp_path: Path) -> None:
+    """The run that both rows are of stands in both; where it was scored on other images, that is marked."""
+    reported = OmegaConf.to_container(OmegaConf.load(cli.CONF_DIR / "experiment" / "fcn8s_caffe.yaml").reported)
+    write_run(tmp_path, "fcn8s_caffe/seed0", 0.660, reported=reported, images=736)
+    rows = rows_of(tmp_path)
+    # 66.0 - 65.5 = +0.5 and 66.0 - 67.2 = -1.2
+    assert rows["FCN-8s, summed loss"] == ["1", "VOC2012 seg11valid, 736 images", "66.0", "65.5", "+0.5"]
+    assert rows["FCN-8s, summed loss, on test"] == ["1", "VOC2012 seg11valid, 736 images", "66.0", "67.2", "-1.2 †"]
+
+
 def test_units_and_curves(tmp_path: Path) -> None:
     # two epochs and the final scoring of the best checkpoint, which is no epoch: mean (0.2 + 0.4) / 2, maximum 0.4
     curves = "step,epoch,train/loss,val/miou\n0,0,3.0,\n1,0,,0.2\n2,1,2.0,0.4\n3,2,,0.4\n"
