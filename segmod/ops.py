@@ -11,20 +11,21 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False, antialias: bool = False) -> Tensor:
     """Resize maps bilinearly; maps that have the size already are returned as they are.
 
     Args:
         maps: (B, C, h, w), floating point.
         size: (H, W) wanted, in pixels.
         align_corners: Whether the centres of the corner pixels coincide (True), or the image borders do (False).
+        antialias: Whether a smaller map averages all the pixels that it covers.
 
     Returns:
         (B, C, H, W).
     """
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners, antialias=antialias)
 
 
 def crop(maps: Tensor, offset: int, size: tuple[int, int]) -> Tensor:

@@ -202,7 +202,7 @@ def predict(
     """
     import torch
 
-    from segmod.inference.dense import resize
+    from segmod.ops import resize
     from segmod.types import IGNORE_INDEX, Batch
 
     height, width = picture.shape[:2]

@@ -47,16 +47,6 @@ class Batch(TypedDict):
     label: NotRequired[Tensor]  # int64 (B,), for crops
 
 
-class SegmentationNet(Protocol):
-    """The function image -> logits. A net holds no softmax, loss, device or config."""
-
-    num_classes: int
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Map image (B, 3, H, W) to logits (B, K, H, W) at the input's size."""
-        ...
-
-
 class Predictor(Protocol):
     """How a whole image is scored. Predictors nest: a CRF wraps one, an ensemble several."""
 

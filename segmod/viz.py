@@ -1,7 +1,7 @@
 """Pictures of masks, confusion matrices and figures; everything is drawn without a display.
 
 Masks wear the colours of PASCAL VOC. Charts use the palette of Okabe and Ito (2008), which keeps its colours apart for
-colour-blind readers, and tell series apart by hatch or marker as well.
+colour-blind readers, and tell series apart by hatch as well.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -26,7 +25,6 @@ Mask = NDArray[np.integer] | Tensor  # (H, W), labels and IGNORE_INDEX
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def _voc_palette() -> Picture:
@@ -212,42 +210,6 @@ def bar_chart(
     spare = max(0.0, 3 - len(labels)) / 2  # keeps one or two groups from filling the whole width
     axes.set_xlim(-0.6 - spare, len(labels) - 0.4 + spare)
     axes.margins(y=0.1)
-    _dress(figure, axes, title, ylabel, legend=len(series) > 1)
-    _save(figure, path)
-
-
-def line_chart(
-    x: Sequence[float],
-    series: Mapping[str, Sequence[float | None]],
-    path: Path | str,
-    title: str,
-    xlabel: str,
-    ylabel: str,
-) -> None:
-    """One line with markers a series over a common x; None breaks a line.
-
-    Args:
-        x: Positions, ascending.
-        series: Values of each series, one a position.
-        path: PNG to write.
-        title: Heading.
-        xlabel: What x is, with its unit.
-        ylabel: What the values are, with their unit.
-    """
-    figure, axes = _figure(6.5, 4.0)
-    for i, (name, values) in enumerate(series.items()):
-        axes.plot(
-            x,
-            [np.nan if value is None else value for value in values],
-            label=name,
-            color=OKABE_ITO[i % len(OKABE_ITO)],
-            marker=MARKERS[i % len(MARKERS)] if len(x) <= 40 else None,
-            markersize=5,
-            linewidth=1.6,
-        )
-    axes.set_xlabel(xlabel)
-    if all(float(position).is_integer() for position in x):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _dress(figure, axes, title, ylabel, legend=len(series) > 1)
     _save(figure, path)
 

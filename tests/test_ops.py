@@ -68,3 +68,12 @@ def test_classified_strips_are_the_linear_layer_on_the_rectified_sum_of_resized_
     expected.backward(upstream)
     for part, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(part.grad, other.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_antialiased_shrinking_weighs_every_pixel():
+    # 8 pixels to 2: one bright pixel falls between the two samples of plain bilinear resizing (at 1.5 and 5.5), which
+    # miss it; shrinking with an antialiasing filter cannot
+    maps = torch.zeros(1, 1, 1, 8)
+    maps[..., 3] = 1
+    assert resize(maps, (1, 2)).sum() == 0
+    assert resize(maps, (1, 2), antialias=True).sum() > 0

@@ -122,6 +122,5 @@ def test_charts_survive_odd_input(tmp_path: Path) -> None:
     viz.bar_chart(
         ["a row with a very long name"] * 9, {"x": [None] * 9, "y": [1.0] * 9}, tmp_path / "long.png", "t", "y"
     )
-    viz.line_chart([1, 2, 3], {"a": [1.0, None, 2.0], "b": [0.0, 1.0, 4000.0]}, tmp_path / "line.png", "t", "x", "y")
-    for name in ("empty", "long", "line"):
+    for name in ("empty", "long"):
         assert size_of(tmp_path / f"{name}.png")[0] > 300

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmod.ops import resize
 from segmod.types import Batch
 
 
@@ -40,10 +40,3 @@ def score_at(net: nn.Module, image: Tensor, shape: tuple[int, int]) -> Tensor:
     # without anti-aliasing, as the training transforms resize
     logits = net(resize(image, shape))
     return resize(logits.float().softmax(1), (image.shape[-2], image.shape[-1]))
-
-
-def resize(maps: Tensor, shape: tuple[int, int], antialias: bool = False) -> Tensor:
-    """Bilinear resize of (B, C, H, W) to (B, C, *shape); the same tensor where nothing changes."""
-    if tuple(maps.shape[-2:]) == shape:
-        return maps
-    return F.interpolate(maps, size=shape, mode="bilinear", align_corners=False, antialias=antialias)
