@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from segmod.data.order import ResumableLoader, TrainingOrder
+from segmod.data.order import ResumableLoader, TrainingOrder, prepare_worker
 from segmod.modules.base import SegmentationModule
 from segmod.types import IGNORE_INDEX, Batch, Sample, UserError
 
@@ -115,7 +115,10 @@ class HypercolumnSparse(SegmentationModule):
         training = self.net.training
         self.net.to(self.device).eval()
         parts: list[Points] = []
-        loader = DataLoader(images, batch_size=None, num_workers=workers, generator=torch.Generator())
+        generator = torch.Generator()  # of its own, so that the global one is as it was
+        loader = ResumableLoader(
+            images, batch_size=None, num_workers=workers, worker_init_fn=prepare_worker, generator=generator
+        )
         with torch.no_grad():
             for sample in rich.progress.track(loader, "Hypercolumns of the training images", transient=True):
                 points, label = draw_points(sample["mask"], self.points_per_class, (self.seed, int(sample["index"])))
@@ -191,7 +194,7 @@ class PointsDataModule(L.LightningDataModule):
             "images": len(self.images.train_dataset),
         }
         if first and _read(path, drawn_as) is None:
-            workers = int(getattr(self.images, "num_workers", None) or 0)
+            workers = self.images.val_dataloader().num_workers  # data.num_workers, or what null comes to
             _write(path, {"drawn_as": drawn_as, **self.module.collect(self.images.train_dataset, workers)})
         self.module.trainer.strategy.barrier("points")
         points = _read(path, drawn_as)

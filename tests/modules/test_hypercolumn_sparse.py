@@ -1,3 +1,5 @@
+import signal
+
 import lightning as L
 import pytest
 import torch
@@ -197,3 +199,41 @@ def test_images_without_labels_are_an_error():
 
     with pytest.raises(UserError, match="no pixel of the training images has a label"):
         module().collect(Void())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_line(workers):
+    class Damaged(Halves):
+        def __getitem__(self, index):
+            raise UserError(f"image {index}: is damaged; mend it")
+
+    with pytest.raises(UserError) as caught:
+        module().collect(Damaged(), workers)
+    assert str(caught.value) == "image 0: is damaged; mend it"
+
+
+def test_workers_leave_signals_to_the_main_process_and_change_no_random_number():
+    class Ignoring(Halves):
+        def __getitem__(self, index):
+            ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            return {**super().__getitem__(index), "mask": torch.full((16, 16), int(ignored))}
+
+    sparse = module()
+    state = torch.get_rng_state()
+    assert sparse.collect(Ignoring(), 1)["label"].unique().tolist() == [1]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_features_are_loaded_by_as_many_workers_as_the_images(tmp_path, monkeypatch):
+    class Two(Images):
+        num_workers = None  # as the user gives it: the loaders know what it comes to
+
+        def val_dataloader(self):
+            return torch.utils.data.DataLoader(self.val_dataset, batch_size=1, num_workers=2)
+
+    asked = []
+    sparse = module()
+    collect = sparse.collect
+    monkeypatch.setattr(sparse, "collect", lambda images, workers: asked.append(workers) or collect(images))
+    fit(sparse, tmp_path, Two(), limit_val_batches=0)
+    assert asked == [2]
