@@ -15,6 +15,7 @@ from segmod.data.sbd import AUGMENTED_SPLIT, augmented_masks, read_mat
 from segmod.types import IGNORE_INDEX, VOC_CLASSES, UserError
 
 YEARS = range(2007, 2013)
+_TAIL_BYTES = 4096
 _DOWNLOAD_BYTES = 5 * 10**9  # archive and unpacked tree of 2012, the largest
 
 
@@ -94,8 +95,9 @@ def read_image(file: Path) -> UInt8Array:
         data = np.fromfile(file, dtype=np.uint8)
     except OSError as error:
         raise UserError(f"{file}: cannot read the image ({error.strerror}); {_CHECK}") from error
-    # A cut-off JPEG decodes to a picture with a grey rest; it lacks the end-of-image marker.
-    whole = data.tobytes().rfind(b"\xff\xd9") >= 0
+    # A cut-off JPEG decodes to a picture with a grey rest; it lacks the end-of-image marker. Only the tail counts:
+    # a thumbnail near the start has such a marker, too, and what may follow the image's own is short.
+    whole = b"\xff\xd9" in data[-_TAIL_BYTES:].tobytes()
     image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if whole else None
     if image is None:
         raise UserError(f"{file}: the image is damaged or no JPEG; {_CHECK}")

@@ -1,3 +1,5 @@
+import os
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -15,7 +17,7 @@ from segmod.data.voc import VOCSegmentation, download_voc, read_image, read_mask
 from segmod.types import IGNORE_INDEX, UserError
 
 PLAIN = EvalTransform(Normalization.named("raw255"))
-REAL = Path(__file__).parents[2].parent / "shared" / "data"
+REAL = Path(os.environ.get("SEGMOD_DATA", Path(__file__).parents[2] / "data"))
 
 
 @pytest.fixture
@@ -60,6 +62,27 @@ def test_exif_does_not_turn_an_image_away_from_its_mask(tmp_path):
     exif[0x0112] = 6  # orientation: turn by a quarter
     Image.new("RGB", (20, 10)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").shape == (10, 20, 3)
+
+
+def jpeg_with_thumbnail() -> bytes:
+    """A JPEG of noise whose EXIF header holds another JPEG, with an end-of-image marker of its own."""
+    rng, files = np.random.default_rng(0), []
+    for side in (16, 200):
+        files.append(BytesIO())
+        Image.fromarray(rng.integers(256, size=(side, side, 3), dtype=np.uint8)).save(files[-1], "jpeg", quality=95)
+    thumbnail, picture = (file.getvalue() for file in files)
+    content = b"Exif\0\0" + thumbnail
+    return picture[:2] + b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content + picture[2:]
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_image(tmp_path):
+    file = tmp_path / "image.jpg"
+    whole = jpeg_with_thumbnail()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"image\.jpg: the image is damaged"):
+        read_image(file)
+    file.write_bytes(whole + bytes(100))  # padding behind the end is no damage
+    assert read_image(file).shape == (200, 200, 3)
 
 
 def test_palette_is_that_of_the_challenge():
