@@ -9,6 +9,7 @@ Both loops run the same batches from memory, in alternating blocks (A B B A) of 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -25,6 +26,7 @@ from segmod.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, StopOn
 from segmod.callbacks.loggers import CSVLogger
 from segmod.inference.dense import DensePredictor
 from segmod.launch import prepare_lightning
+from segmod.memory import keep_freed_memory
 from segmod.modules.base import SegmentationModule
 from segmod.nets.backbones import Tiny
 from segmod.nets.hypercolumn import Hypercolumn
@@ -56,6 +58,7 @@ class Clock(L.Callback):
         self.ticks: list[float] = []
 
     def on_train_batch_start(self, *args: object) -> None:
+        """Note the time."""
         self.ticks.append(time.perf_counter())
 
 
@@ -71,7 +74,7 @@ def bare(net: torch.nn.Module, data: list[dict[str, object]]) -> list[float]:
         loss.backward()
         optimizer.step()
         schedule.step()
-    return [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(ticks)]
 
 
 def framework(net: torch.nn.Module, data: list[dict[str, object]]) -> list[float]:
@@ -99,7 +102,7 @@ def framework(net: torch.nn.Module, data: list[dict[str, object]]) -> list[float
             plugins=[AtomicCheckpointIO()],
         )
         trainer.fit(module, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
-    return [b - a for a, b in zip(clock.ticks, clock.ticks[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(clock.ticks)]
 
 
 def main() -> None:
@@ -109,6 +112,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     prepare_lightning()
+    keep_freed_memory()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     channels, hidden, size, steps = ([64, 96, 128, 128, 128], 192, 256, 6) if arguments.large else ([4] * 5, 8, 32, 200)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, default_collate
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 from torch.utils.data.distributed import DistributedSampler
 
 from segmod.memory import keep_freed_memory
 from segmod.types import Batch, Sample, UserError
+
+_GRACE_SECONDS = 15
+_STARTED: weakref.WeakSet[_BaseDataLoaderIter] = weakref.WeakSet()
 
 # Both orders are DistributedSamplers because that is how Lightning knows that ranks are already told apart.
 
@@ -92,6 +98,7 @@ class ResumableLoader(DataLoader[Any]):
         if order:
             order.start = self._handed_out * (self.batch_size or 1)
         batches = super().__iter__()
+        _STARTED.add(batches)
         while True:
             try:
                 batch = next(batches)
@@ -120,7 +127,20 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
 
 
 def prepare_worker(worker: int) -> None:
-    """Set a worker process up for loading images; ``worker_init_fn`` of a DataLoader."""
+    """Set a worker process up for loading images; ``worker_init_fn`` of a DataLoader.
+
+    Signals are for the main process, which ends its step before it stops the workers. Where it does not, a worker that
+    was told to terminate does so after a while.
+    """
     keep_freed_memory()
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # for the main process, which ends its step first
+    for signum in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
+
+
+@atexit.register
+def _stop_workers() -> None:
+    """Stop workers whose loader an error left in the middle of an epoch; to terminate them takes longer."""
+    for batches in list(_STARTED):
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()

@@ -64,6 +64,8 @@ class SegmentationModule(L.LightningModule):
         self.channels_last = channels_last
         self.scheduler_monitor = scheduler_monitor
         self.metrics = SegmentationMetrics(int(net.num_classes))  # type: ignore[arg-type]
+        self._epoch_loss = torch.zeros(())
+        self._epoch_batches = 0
         self.confusion: Tensor | None = None  # (K, K), of the last validation, summed over all ranks
 
     # -- override points ---------------------------------------------------------------------------------------------
@@ -120,8 +122,21 @@ class SegmentationModule(L.LightningModule):
                 "lower model.optimizer.lr or look at these images; the last good checkpoint is kept"
                 + (" (of rank 0; other ranks tell theirs in rank*.log)" if self.trainer.world_size > 1 else "")
             )
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
+        self._epoch_loss += loss.detach()
+        self._epoch_batches += 1
+        # `log` takes up to a millisecond
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the mean of the epoch's losses."""
+        self._epoch_loss = torch.zeros((), device=self.device)
+        self._epoch_batches = 0
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss of the epoch's batches, as far as this process has seen them."""
+        self.log("train/loss_epoch", self._epoch_loss / max(1, self._epoch_batches), batch_size=1)
 
     def _all_ranks_finite(self, loss: Tensor) -> bool:
         """Whether no rank has a NaN or infinite loss: if one had to stop alone, the others would hang or be killed."""

@@ -191,3 +191,15 @@ class Squares(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         return key[1] ** 2
+
+
+def test_a_process_ends_though_an_error_left_workers_in_the_middle_of_an_epoch():
+    code = """
+import torch
+from segmod.data.order import ResumableLoader, prepare_worker
+loader = ResumableLoader(torch.arange(8), num_workers=2, worker_init_fn=prepare_worker, persistent_workers=True)
+batches = iter(loader)
+next(batches)
+raise SystemExit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 3
