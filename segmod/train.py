@@ -72,17 +72,16 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
 
     wall_time = checkpoints.wall_time
     which = run.checkpoint(cfg.checkpoint)
-    validated = checkpoints.validated_step == (
-        checkpoints.best_step if which == checkpoints.best else trainer.global_step
-    )
-    if module.confusion is None or not validated:  # else the last validation was of these very weights
+    step = checkpoints.best_step if which == checkpoints.best else trainer.global_step
+    if (
+        module.confusion is None or checkpoints.validated_step != step
+    ):  # else the last validation was of these very weights
         trainer.validate(module, datamodule=datamodule, ckpt_path=which, verbose=False, weights_only=True)
     trainer.strategy.barrier()
     if module.confusion is None:
         raise UserError(f"no image was validated: data.{cfg.data.get('val_split')} is empty or limit_val_batches is 0")
     result: dict[str, Any] = scores(module, datamodule)
     if trainer.is_global_zero:
-        best = which == checkpoints.best
         result = runs.record(
             run.directory,
             cfg,
@@ -90,7 +89,7 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
             split=cfg.data.get("val_split", "val"),
             images=validated_images(trainer, datamodule),
             checkpoint=which.name,
-            step=checkpoints.best_step if best else trainer.global_step,
+            step=step,
             parameters=sum(p.numel() for p in module.net.parameters()),
             wall_time_s=wall_time,
         )

@@ -198,10 +198,10 @@ class StopOnSignal(L.Callback):
     during a validation stops them after it.
 
     Args:
-        checkpoints: Writes the state; None to leave without saving.
+        checkpoints: Writes the state.
     """
 
-    def __init__(self, checkpoints: Checkpoints | None = None) -> None:
+    def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self._signum = 0
         self._step = 0
@@ -242,7 +242,7 @@ class StopOnSignal(L.Callback):
         self._step = trainer.global_step
         signum = self._asked(trainer, pl_module)
         if signum:
-            if self.checkpoints is not None and mid_epoch(trainer):
+            if mid_epoch(trainer):
                 self.checkpoints.save_last(trainer)
             raise Stopped(signum)
 
