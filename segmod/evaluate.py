@@ -18,7 +18,7 @@ from segmod.types import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from segmod.datamodules import SegmentationDataModule
+    from segmod.datamodules.base import SegmentationDataModule
     from segmod.inference.submission import Submission
     from segmod.modules.base import SegmentationModule
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from segmod.datamodules import SegmentationDataModule
+    from segmod.datamodules.base import SegmentationDataModule
     from segmod.modules.base import SegmentationModule
 
 log = logging.getLogger(__name__)

@@ -39,7 +39,7 @@ def write_run(
     """A finished run at ``root/where``, or an evaluation of it."""
     run = root / where
     (run / ".hydra").mkdir(parents=True, exist_ok=True)
-    data = {"_target_": "segmod.datamodules.VOCDataModule", "year": 2012, "val_split": "seg11valid"}
+    data = {"_target_": "segmod.datamodules.voc.VOCDataModule", "year": 2012, "val_split": "seg11valid"}
     cfg = {"data": data, "inference": {"_target_": "segmod.inference.dense.DensePredictor"}}
     (run / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(cfg)))
     directory = run / "evaluation" / evaluation if evaluation else run

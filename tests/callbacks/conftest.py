@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segmod.datamodules import SyntheticDataModule
+from segmod.datamodules.synthetic import SyntheticDataModule
 from segmod.modules.base import SegmentationModule
 
 

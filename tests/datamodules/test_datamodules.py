@@ -8,7 +8,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
 from segmod.data.synthetic import write_voc_tree
-from segmod.datamodules import SyntheticDataModule, VOCDataModule
+from segmod.datamodules.synthetic import SyntheticDataModule
+from segmod.datamodules.voc import VOCDataModule
 from segmod.types import IGNORE_INDEX, VOC_CLASSES, UserError
 
 

@@ -1,11 +1,10 @@
-"""Lightning datamodules: what a run trains and is evaluated on."""
+"""What every Lightning datamodule of images and masks shares: splits, loaders and their order."""
 
 from __future__ import annotations
 
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +13,7 @@ from lightning import LightningDataModule
 
 from segmod.data.dataset import SegmentationDataset, Transform
 from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, collate, prepare_worker
-from segmod.data.sbd import AUGMENTED_SPLIT, download_sbd
-from segmod.data.synthetic import SyntheticScenes
-from segmod.data.transforms import EvalTransform, Normalization, TrainTransform, require, scale_range, whole
-from segmod.data.verify import verify
-from segmod.data.voc import VOCSegmentation, download_voc
+from segmod.data.transforms import EvalTransform, Normalization, TrainTransform, require, whole
 from segmod.types import VOC_CLASSES
 
 _MAX_WORKERS = 4
@@ -180,109 +175,6 @@ class SegmentationDataModule(LightningDataModule):
         if self.trainer is not None:
             return self.trainer.strategy.root_device.type == "cuda"
         return torch.cuda.is_available()
-
-
-class SyntheticDataModule(SegmentationDataModule):
-    """Procedural scenes; see `SyntheticScenes`.
-
-    Args:
-        size: side of the square scenes in pixels, at least 32.
-        train_images: scenes of the training split.
-        val_images: scenes of every other split.
-        scene_seed: seed of the scenes, apart from ``seed`` so that runs with other seeds share their data.
-        base: the arguments of `SegmentationDataModule`.
-    """
-
-    one_size = True
-
-    def __init__(
-        self,
-        size: int = 128,
-        train_images: int = 512,
-        val_images: int = 64,
-        scene_seed: int = 0,
-        num_classes: int = len(VOC_CLASSES),
-        train_split: str = "train",
-        val_split: str = "val",
-        **base: Any,
-    ) -> None:
-        require(whole(size, 32), f"data.size={size}: must be a whole number of at least 32 pixels")
-        for key, count in (("train_images", train_images), ("val_images", val_images)):
-            require(whole(count, 1), f"data.{key}={count}: must be a whole number of at least 1")
-        require(
-            whole(num_classes, 2) and num_classes <= len(VOC_CLASSES),
-            f"data.num_classes={num_classes}: must be 2 to {len(VOC_CLASSES)}",
-        )
-        super().__init__(num_classes, train_split, val_split, **base)
-        crop, window = base.get("crop_size"), base.get("squash") or base.get("short_side")
-        require(
-            not crop or bool(window) or crop <= size * scale_range(base.get("scale"))[1],
-            f"data.crop_size={crop}: larger than any scene, data.size={size} times data.scale; lower it",
-        )
-        self.size = size
-        self.train_images = train_images
-        self.val_images = val_images
-        self.scene_seed = scene_seed
-
-    def dataset(self, split: str, transform: Transform) -> SyntheticScenes:
-        """Return the scenes of a split."""
-        length = self.train_images if split == self.train_split else self.val_images
-        size = (self.size, self.size)
-        return SyntheticScenes(
-            split, length, transform, size, self.num_classes, self.scene_seed, self.seed, self.void_as_background
-        )
-
-
-class VOCDataModule(SegmentationDataModule):
-    """PASCAL VOC on disk; see `VOCSegmentation`.
-
-    Args:
-        root: folder that holds ``VOCdevkit``, or ``VOCdevkit`` itself, or the folder of the year.
-        year: 2007..2012.
-        sbd_root: folder of SBD for split ``trainaug``; None for ``sbd`` in ``root``.
-        download: fetch what is missing.
-        verify: read every file before training.
-        base: the arguments of `SegmentationDataModule`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        year: int = 2012,
-        sbd_root: str | Path | None = None,
-        download: bool = False,
-        verify: bool = False,
-        num_classes: int = len(VOC_CLASSES),
-        train_split: str = "train",
-        val_split: str = "val",
-        **base: Any,
-    ) -> None:
-        require(
-            num_classes == len(VOC_CLASSES),
-            f"data.num_classes={num_classes}: PASCAL VOC has {len(VOC_CLASSES)} classes",
-        )
-        super().__init__(num_classes, train_split, val_split, **base)
-        self.root = Path(root).expanduser()
-        self.year = year
-        self.sbd_root = Path(sbd_root).expanduser() if sbd_root else self.root / "sbd"
-        self.download = download
-        self.verify = verify
-
-    def prepare_data(self) -> None:
-        """Download and verify, in one process."""
-        splits = (self.train_split, self.val_split)
-        if self.download:
-            download_voc(self.root, self.year)
-            if AUGMENTED_SPLIT in splits:
-                download_sbd(self.sbd_root)
-        if self.verify:
-            verify([self.dataset(split, self.eval_transform) for split in dict.fromkeys(splits)])
-
-    def dataset(self, split: str, transform: Transform) -> VOCSegmentation:
-        """Return the images of a split."""
-        return VOCSegmentation(
-            self.root, split, transform, self.year, self.sbd_root, self.seed, self.void_as_background
-        )
 
 
 def _cores() -> int:

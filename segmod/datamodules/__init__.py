@@ -1,0 +1,1 @@
+"""Lightning datamodules: what a run trains and is evaluated on."""
