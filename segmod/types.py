@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 IGNORE_INDEX = 255
@@ -52,6 +54,22 @@ class Predictor(Protocol):
 
     def __call__(self, net: nn.Module, batch: Batch) -> Tensor:
         """Return class probabilities, float32 (B, K, H, W) at the size of ``batch['image']``."""
+        ...
+
+
+class ProposalSource(Protocol):
+    """Where boxes come from that may hold an object: a method, a file, the ground truth."""
+
+    def __call__(
+        self, name: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.float32]:
+        """Return boxes, best first: float32 (N, 5), x1 y1 x2 y2 in pixels (x2, y2 exclusive) and a score.
+
+        Args:
+            name: id of the image; empty for an image without one, whose boxes are not kept.
+            image: uint8 (H, W, 3), RGB.
+            mask: uint8 (H, W) labels where the truth is known.
+        """
         ...
 
 
