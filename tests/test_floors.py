@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "segmod"
 GROUND = {"types", "ops", "memory", "checkpoint"}
-PARTS = {"nets", "data", "inference", "metrics", "optim", "losses", "viz"}
+PARTS = {"nets", "data", "inference", "metrics", "optim", "losses", "viz", "figures"}
 LIGHTNING = {"modules", "datamodules", "callbacks"}
 COMMANDS = {"train", "evaluate", "predict", "tables", "results", "runs", "environment", "cli", "instantiate", "launch"}
 FLOORS = [GROUND, PARTS, LIGHTNING, COMMANDS]
