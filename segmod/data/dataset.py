@@ -9,6 +9,7 @@ import cv2
 from torch.utils.data import Dataset
 
 from segmod.data.arrays import UInt8Array
+from segmod.data.instances import COMPONENTS
 from segmod.data.transforms import EvalTransform, TrainTransform
 from segmod.types import IGNORE_INDEX, Sample
 
@@ -42,6 +43,17 @@ class SegmentationDataset(Dataset[Sample]):
     @abstractmethod
     def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         """Return image uint8 (H, W, 3) RGB and mask uint8 (H, W) as stored, untransformed."""
+
+    def read_objects(self, index: int) -> UInt8Array | None:
+        """Return the map of objects, uint8 (H, W): 0 background, 255 void, else an object's number; None without one.
+
+        `segmod.data.instances.find_instances` makes instances of it, or of the mask alone.
+        """
+        return None
+
+    def object_source(self) -> str:
+        """Return where the objects of the images come from, in words for a log."""
+        return COMPONENTS
 
     def __len__(self) -> int:
         return len(self.names)

@@ -38,14 +38,18 @@ def augmented_masks(voc: Path, sbd: Path, exclude: set[str]) -> dict[str, Path]:
     return {file.stem: file for file in files if file.stem not in exclude}
 
 
-def read_mat(file: Path) -> UInt8Array:
+def read_mat(file: Path, struct: str = "GTcls") -> UInt8Array:
     """Return the labels of a ``.mat`` file of SBD, uint8 (H, W).
+
+    Args:
+        file: one of ``cls/*.mat``, or of ``inst/*.mat``.
+        struct: ``GTcls`` for classes, ``GTinst`` for the numbers of objects.
 
     Raises:
         UserError: the file is missing, damaged or of another kind.
     """
     try:
-        return np.array(loadmat(file)["GTcls"][0, 0]["Segmentation"], dtype=np.uint8)
+        return np.array(loadmat(file)[struct][0, 0]["Segmentation"], dtype=np.uint8)
     except FileNotFoundError as error:
         raise UserError(f"{file}: cannot read the mask ({error.strerror}); take SBD from its archive again") from error
     # scipy reports a damaged file by whatever its parser trips over.

@@ -57,15 +57,28 @@ class SyntheticScenes(SegmentationDataset):
 
     def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
         """Draw scene ``index``."""
+        image, mask, _ = self._draw(index)
+        return image, mask
+
+    def read_objects(self, index: int) -> UInt8Array:
+        """Return the objects of scene ``index``, the farthest first; one that others hide has no pixel."""
+        return self._draw(index)[2]
+
+    def object_source(self) -> str:
+        """Return where the objects come from."""
+        return "the scenes' own"
+
+    def _draw(self, index: int) -> tuple[UInt8Array, UInt8Array, UInt8Array]:
+        """Return image, mask and map of objects of a scene."""
         rng = np.random.default_rng((*self._entropy, index))
         image = _background(rng, self.size)
-        mask = np.zeros(self.size, dtype=np.uint8)
+        mask, objects = np.zeros((2, *self.size), dtype=np.uint8)
         # The nearest object walks through the classes, so that any num_classes - 1 neighbouring scenes show them all.
         nearest = 1 + index % (self.num_classes - 1)
         others = rng.integers(1, self.num_classes, size=rng.integers(0, _MAX_OBJECTS))
-        for label in [*others.tolist(), nearest]:
-            _paint(rng, image, mask, label)
-        return _light(rng, image), mask
+        for number, label in enumerate([*others.tolist(), nearest], start=1):
+            _paint(rng, image, mask, objects, label, number)
+        return _light(rng, image), mask, objects
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> UInt8Array:
@@ -78,8 +91,10 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> UInt8Array:
     return np.asarray(cv2.subtract(clouds, cv2.merge([grain] * 3)), dtype=np.uint8)
 
 
-def _paint(rng: np.random.Generator, image: UInt8Array, mask: UInt8Array, label: int) -> None:
-    """Draw one object of a class over image and mask, with its void border."""
+def _paint(
+    rng: np.random.Generator, image: UInt8Array, mask: UInt8Array, objects: UInt8Array, label: int, number: int
+) -> None:
+    """Draw one object of a class over image, mask and map of objects, with its void border."""
     height, width = mask.shape
     look = LOOKS[label - 1]
     # At least a sixth of the short side: what is smaller would be all border.
@@ -101,8 +116,9 @@ def _paint(rng: np.random.Generator, image: UInt8Array, mask: UInt8Array, label:
     image[region][inside] = _texture(rng, look, body.shape, radius)[inside]
     outer = cv2.dilate(body, _CROSS)
     inner = cv2.erode(body, _CROSS) if rng.random() < 0.5 else body
-    mask[region][inside] = label
-    mask[region][outer != inner] = IGNORE_INDEX
+    for labels, value in ((mask, label), (objects, number)):
+        labels[region][inside] = value
+        labels[region][outer != inner] = IGNORE_INDEX
 
 
 def _texture(rng: np.random.Generator, look: Look, shape: tuple[int, ...], radius: float) -> UInt8Array:
@@ -160,7 +176,7 @@ def write_voc_tree(
         num_classes: see `SyntheticScenes`.
     """
     voc = root / "VOCdevkit" / f"VOC{year}"
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation"):
         (voc / folder).mkdir(parents=True, exist_ok=True)
     names: dict[str, list[str]] = {}
     for split, length in (("train", train), ("val", val)):
@@ -169,9 +185,10 @@ def write_voc_tree(
         for index, name in enumerate(names[split]):
             image, mask = scenes.read(index)
             Image.fromarray(image).save(voc / "JPEGImages" / f"{name}.jpg", quality=92)
-            labels = Image.fromarray(mask, mode="P")
-            labels.putpalette(voc_palette().tobytes())
-            labels.save(voc / "SegmentationClass" / f"{name}.png")
+            for folder, labels in (("SegmentationClass", mask), ("SegmentationObject", scenes.read_objects(index))):
+                png = Image.fromarray(labels, mode="P")
+                png.putpalette(voc_palette().tobytes())
+                png.save(voc / folder / f"{name}.png")
     names["trainval"] = sorted(names["train"] + names["val"])
     for split, ids in names.items():
         (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids))

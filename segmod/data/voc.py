@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segmod.data.arrays import UInt8Array
 from segmod.data.dataset import SegmentationDataset, Transform
+from segmod.data.instances import COMPONENTS
 from segmod.data.sbd import AUGMENTED_SPLIT, augmented_masks, read_mat
 from segmod.types import IGNORE_INDEX, VOC_CLASSES, UserError
 
@@ -57,6 +59,7 @@ class VOCSegmentation(SegmentationDataset):
             masks.update(augmented_masks(voc, sbd, exclude={*names, *_ids(root, voc, year, "val")}))
         super().__init__(list(masks), transform, seed, void_as_background)
         self.files = [(_image_file(voc, sbd, name), mask) for name, mask in masks.items()]
+        self._objects = voc / "SegmentationObject", sbd / "inst"
         self._masks_optional = split == "test"
 
     def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
@@ -83,6 +86,42 @@ class VOCSegmentation(SegmentationDataset):
                 "store class indices, not colours or other classes"
             )
         return image, mask
+
+    def read_objects(self, index: int) -> UInt8Array | None:
+        """Read the objects of one image: VOC's ``SegmentationObject``, else ``inst`` of SBD, else None.
+
+        Raises:
+            UserError: the file is corrupt, or its size is not the image's.
+        """
+        file = self._object_file(index)
+        if file is None:
+            return None
+        objects = read_mat(file, "GTinst") if file.suffix == ".mat" else read_mask(file)
+        image_file = self.files[index][0]
+        try:
+            with Image.open(image_file) as image:  # reads the header alone
+                width, height = image.size
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{image_file}: the image is damaged or missing; {_CHECK}") from error
+        if objects.shape != (height, width):
+            raise UserError(
+                f"{file}: the map of objects is {objects.shape[1]}x{objects.shape[0]} pixels but its image "
+                f"{image_file} is {width}x{height}; replace one of them"
+            )
+        return objects
+
+    def object_source(self) -> str:
+        """Return where the objects come from and, where that is mixed, for how many images."""
+        found = [self._object_file(index) for index in range(len(self))]
+        counts = Counter(COMPONENTS if file is None else f"{file.parent.name}/*{file.suffix}" for file in found)
+        if len(counts) == 1:
+            return next(iter(counts))
+        return ", ".join(f"{source} ({count} images)" for source, count in counts.most_common())
+
+    def _object_file(self, index: int) -> Path | None:
+        voc, sbd = self._objects
+        files = voc / f"{self.names[index]}.png", sbd / f"{self.names[index]}.mat"
+        return next((file for file in files if file.is_file()), None)
 
 
 def read_image(file: Path) -> UInt8Array:
