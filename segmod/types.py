@@ -73,6 +73,18 @@ class ProposalSource(Protocol):
         ...
 
 
+class Normaliser(Protocol):
+    """How uint8 RGB becomes the image that a net sees, and back."""
+
+    def normalise(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """Map uint8 (H, W, 3) RGB to float32 (3, H, W)."""
+        ...
+
+    def denormalise(self, image: Tensor) -> NDArray[np.uint8]:
+        """Map a normalised image (3, H, W) back to uint8 (H, W, 3) RGB."""
+        ...
+
+
 def labels_of(scores: Tensor) -> Tensor:
     """Most probable class of each pixel.
 
