@@ -1,0 +1,208 @@
+"""Scoring an image by the boxes that may hold its objects."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segmod.ops import resize
+from segmod.types import IGNORE_INDEX, Batch, Normaliser, ProposalSource, UserError
+
+log = logging.getLogger(__name__)
+
+_TIE = 1e-6  # what the background is given where no class has a score
+
+
+class ProposalPredictor:
+    """Scores of the best boxes, put together on one canvas (Noh, Hong, Han 2015, sec. 5.3; released inference script).
+
+    Each box is enlarged, cut out of the image, scored by the net as a square, and its raw scores are brought back to
+    the box's place and size. The canvas starts at 0 and takes, at each pixel, the maximum (eq. 1) or the sum (eq. 2)
+    over the boxes that hold the pixel; the softmax comes once, after the last box. Pixels whose canvas is still 0 are
+    background: of the equal probabilities its is made larger by a hair.
+
+    Boxes reach beyond the image by their enlargement alone, for they are clipped to it first; what they find there is
+    black. As in the released script, boxes are skipped by the size they have once enlarged, and those skipped do not
+    count among ``max_proposals``. Crops are resized without anti-aliasing, as training crops are. One canvas and one
+    batch of crops are held in memory, however many boxes there are.
+
+    Differs from the paper: the released script's result is shifted by a pixel, here it is not.
+
+    Args:
+        proposals: Where the boxes come from.
+        normalization: Of the images in the batch, which the source of the boxes sees as they were.
+        max_proposals: Boxes to score, best first; None for all.
+        min_side: Boxes whose shorter side has fewer pixels are skipped; 0 or None for none.
+        extend: Factor on both sides of a box, about its centre; at least 1.
+        square: Whether the longer side then counts for both, as in the training crops. The script's rule about the
+            shorter side says that its boxes were no squares; they are squashed.
+        size: Side in pixels of the square that the net sees.
+        aggregate: ``max`` or ``sum``.
+        batch_size: Crops the net sees at a time.
+
+    Raises:
+        UserError: A value makes no sense.
+    """
+
+    def __init__(
+        self,
+        proposals: ProposalSource,
+        normalization: Normaliser,
+        max_proposals: int | None = 50,
+        min_side: int | None = 112,
+        extend: float = 1.2,
+        square: bool = False,
+        size: int = 224,
+        aggregate: str = "max",
+        batch_size: int = 10,
+    ) -> None:
+        for key, value, least in (
+            ("max_proposals", max_proposals, 1),
+            ("min_side", min_side, 0),
+            ("extend", extend, 1),
+            ("size", size, 1),
+            ("batch_size", batch_size, 1),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"inference.{key}={value}: must be at least {least}")
+        if aggregate not in ("max", "sum"):
+            raise UserError(f"inference.aggregate={aggregate}: choose max or sum")
+        self.proposals = proposals
+        self.normalization = normalization
+        self.max_proposals = max_proposals
+        self.min_side = min_side or 0
+        self.extend = extend
+        self.square = square
+        self.size = size
+        self.aggregate = aggregate
+        self.batch_size = batch_size
+        self._warned = False
+
+    def __call__(self, net: nn.Module, batch: Batch) -> Tensor:
+        """Class probabilities, float32 (B, K, H, W), of ``batch['image']`` (B, 3, H, W)."""
+        return probabilities_of(self.logits(net, batch))
+
+    @torch.no_grad()
+    def logits(self, net: nn.Module, batch: Batch) -> Tensor:
+        """The canvas before the softmax, float32 (B, K, H, W); 0 where no box was."""
+        boxes = self._boxes(batch)
+        canvas = self._canvas(net, batch["image"])
+        for image, own, chosen in zip(batch["image"], canvas, boxes, strict=True):
+            self._add(net, image, own, chosen)
+        return canvas
+
+    def progressive(self, net: nn.Module, batch: Batch, counts: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """The same boxes, the largest first: what the first few of them give (Noh, Hong, Han 2015, Fig. 6).
+
+        Args:
+            net: Maps image (B, 3, h, w) to logits (B, K, h, w).
+            batch: As for a call.
+            counts: Numbers of boxes after which to look, ascending. An image with fewer boxes stays as it is.
+
+        Yields:
+            Each count, with class probabilities, float32 (B, K, H, W).
+        """
+        boxes = [chosen[np.argsort(-_areas(chosen), kind="stable")] for chosen in self._boxes(batch)]
+        canvas = self._canvas(net, batch["image"])
+        done = 0
+        for count in counts:
+            with torch.no_grad():
+                for image, own, chosen in zip(batch["image"], canvas, boxes, strict=True):
+                    self._add(net, image, own, chosen[done:count])
+                probabilities = probabilities_of(canvas.clone())
+            done = count
+            yield count, probabilities
+
+    def select(self, proposals: NDArray[np.float32], height: int, width: int) -> NDArray[np.int64]:
+        """Choose and enlarge the boxes to score.
+
+        Args:
+            proposals: (N, 5), x1 y1 x2 y2 score, in pixels, x2 and y2 exclusive.
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
+
+        Returns:
+            (n, 4) x1 y1 x2 y2, whole pixels, best first; each holds some of the image and may reach beyond it.
+        """
+        proposals = proposals[np.isfinite(proposals).all(1)]
+        proposals = proposals[np.argsort(-proposals[:, 4], kind="stable")].astype(np.float64)
+        ends = np.array([width, height])
+        low, high = proposals[:, :2].clip(0, ends), proposals[:, 2:4].clip(0, ends)
+        inside = (high > low).all(1)
+        low, high = low[inside], high[inside]
+        sides = self.extend * (high - low)
+        if self.square:
+            sides = sides.max(1, keepdims=True)
+        first = np.floor((low + high - sides) / 2 + 0.5)
+        last = np.maximum(np.floor((low + high + sides) / 2 + 0.5), first + 1)
+        large = (last - first).min(1) >= self.min_side
+        chosen: NDArray[np.int64] = np.concatenate([first, last], axis=1)[large][: self.max_proposals].astype(np.int64)
+        return chosen
+
+    def _boxes(self, batch: Batch) -> list[NDArray[np.int64]]:
+        """The boxes of each image; warns once if an image has none."""
+        found = []
+        for image, mask, name in zip(batch["image"], batch["mask"], batch["name"], strict=True):
+            picture = self.normalization.denormalise(image)
+            labels = mask.cpu().numpy().astype(np.uint8)
+            truth = labels if (labels != IGNORE_INDEX).any() else None
+            found.append(self.select(self.proposals(name, picture, truth), *picture.shape[:2]))
+            if not len(found[-1]) and not self._warned:
+                self._warned = True
+                log.warning(
+                    "image %s has no box of %d pixels or more: all of it is background (told once; see "
+                    "inference.min_side and the proposals)",
+                    name or "without a name",
+                    self.min_side,
+                )
+        return found
+
+    def _canvas(self, net: nn.Module, image: Tensor) -> Tensor:
+        classes = int(net.num_classes)  # type: ignore[arg-type]
+        return image.new_zeros(len(image), classes, *image.shape[-2:], dtype=torch.float32)
+
+    def _add(self, net: nn.Module, image: Tensor, canvas: Tensor, boxes: NDArray[np.int64]) -> None:
+        """Put the scores of boxes on the canvas (K, H, W) of an image (3, H, W), in place."""
+        if not len(boxes):
+            return
+        height, width = image.shape[-2:]
+        margin = max(0, -int(boxes[:, :2].min()), int((boxes[:, 2:] - (width, height)).max()))
+        black = self.normalization.normalise(np.zeros((1, 1, 3), np.uint8)).to(image)
+        padded = black.expand(3, height + 2 * margin, width + 2 * margin).clone()
+        padded[:, margin : margin + height, margin : margin + width] = image
+        for start in range(0, len(boxes), self.batch_size):
+            group = boxes[start : start + self.batch_size].tolist()
+            crops = [padded[None, :, y1 + margin : y2 + margin, x1 + margin : x2 + margin] for x1, y1, x2, y2 in group]
+            logits = net(torch.cat([resize(crop, (self.size, self.size)) for crop in crops])).float()
+            for own, (x1, y1, x2, y2) in zip(logits, group, strict=True):
+                top, left = max(0, -y1), max(0, -x1)
+                # what lies beyond the far ends of the canvas
+                window = canvas[:, y1 + top : y2, x1 + left : x2]
+                scores = resize(own[None], (y2 - y1, x2 - x1))[0, :, top : top + window.shape[1]]
+                scores = scores[..., left : left + window.shape[2]]
+                if self.aggregate == "max":
+                    torch.maximum(window, scores, out=window)
+                else:
+                    window += scores
+
+
+def probabilities_of(scores: Tensor) -> Tensor:
+    """Softmax in which the background is ahead where all classes have the same score.
+
+    Args:
+        scores: float32 (B, K, H, W), class 0 is the background; changed in place.
+
+    Returns:
+        (B, K, H, W).
+    """
+    scores[:, 0] += _TIE
+    return scores.softmax(1)
+
+
+def _areas(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
