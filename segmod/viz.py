@@ -1,7 +1,7 @@
 """Pictures of masks, confusion matrices and figures; everything is drawn without a display.
 
 Masks wear the colours of PASCAL VOC. Charts use the palette of Okabe and Ito (2008), which keeps its colours apart for
-colour-blind readers, and tell series apart by hatch as well.
+colour-blind readers, and tell series apart by hatch or marker as well.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ Mask = NDArray[np.integer] | Tensor  # (H, W), labels and IGNORE_INDEX
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def _voc_palette() -> Picture:
@@ -210,6 +211,38 @@ def bar_chart(
     spare = max(0.0, 3 - len(labels)) / 2  # keeps one or two groups from filling the whole width
     axes.set_xlim(-0.6 - spare, len(labels) - 0.4 + spare)
     axes.margins(y=0.1)
+    _dress(figure, axes, title, ylabel, legend=len(series) > 1)
+    _save(figure, path)
+
+
+def line_chart(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float | None]],
+    path: Path | str,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """One line a series over common positions; None leaves a gap. Positions that span decades are spaced by their log.
+
+    Args:
+        x: Positions, ascending; each is a tick.
+        series: Values of each series, one a position.
+        path: PNG to write.
+        title: Heading.
+        xlabel: What the positions are, with their unit.
+        ylabel: What the values are, with their unit.
+    """
+    figure, axes = _figure(6.4, 4.2)
+    for i, (name, values) in enumerate(series.items()):
+        heights = [float("nan") if value is None else value for value in values]
+        look = {"color": OKABE_ITO[i % len(OKABE_ITO)], "marker": MARKERS[i % len(MARKERS)]}
+        axes.plot(x, heights, label=name, linewidth=1.8, markersize=5, **look)
+    if x and min(x) > 0 and max(x) >= 50 * min(x):
+        axes.set_xscale("log")
+    axes.set_xticks(x, [f"{value:g}" for value in x], fontsize=9)
+    axes.minorticks_off()
+    axes.set_xlabel(xlabel)
     _dress(figure, axes, title, ylabel, legend=len(series) > 1)
     _save(figure, path)
 

@@ -117,7 +117,29 @@ def test_bar_chart_draws_bars_in_proportion_and_gaps(tmp_path: Path) -> None:
     assert len(bars([10.0, None, 40.0])) == 2
 
 
+def test_line_chart_rises_and_leaves_gaps(tmp_path: Path) -> None:
+    def groups(x: list[float], values: list[float | None]) -> tuple[list[int], list[int]]:
+        """Middle column and mean row of each connected stretch of the line."""
+        viz.line_chart(x, {"recall": values}, tmp_path / "lines.png", "title", "boxes", "recall")
+        with Image.open(tmp_path / "lines.png") as png:
+            blue = (np.array(png.convert("RGB")) == (0, 114, 178)).all(-1)
+        columns = np.flatnonzero(blue.any(0))
+        parts = np.split(columns, np.flatnonzero(np.diff(columns) > 10) + 1)
+        return [int(part.mean()) for part in parts], [int(np.argwhere(blue[:, part])[:, 0].mean()) for part in parts]
+
+    assert len(groups([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4])[0]) == 1
+    _, rows = groups([1, 2, 3, 4, 5], [0.1, 0.2, None, 0.4, 0.5])
+    assert len(rows) == 2
+    assert rows[0] > rows[1]
+    # lone points: equal steps of the logarithm over decades, in proportion otherwise
+    columns, _ = groups([10, 20, 100, 200, 1000], [0.1, None, 0.2, None, 0.3])
+    assert columns[1] - columns[0] == pytest.approx(columns[2] - columns[1], abs=2)
+    columns, _ = groups([10, 20, 30, 35, 40], [0.1, None, 0.2, None, 0.3])
+    assert columns[1] - columns[0] == pytest.approx(2 * (columns[2] - columns[1]), abs=2)
+
+
 def test_charts_survive_odd_input(tmp_path: Path) -> None:
+    viz.line_chart([], {}, tmp_path / "none.png", "nothing yet", "boxes", "recall")
     viz.bar_chart([], {}, tmp_path / "empty.png", "nothing yet", "mIoU (%)")
     viz.bar_chart(
         ["a row with a very long name"] * 9, {"x": [None] * 9, "y": [1.0] * 9}, tmp_path / "long.png", "t", "y"
