@@ -77,8 +77,11 @@ def main(cfg: DictConfig) -> None:
 def settle(cfg: DictConfig, run: runs.Run) -> DictConfig:
     """The config of a run, with what this command line changes; null leaves a key as it is."""
     run_cfg = run.config()
-    if cfg.get("inference") is not None:
-        run_cfg.inference = OmegaConf.to_container(cfg.inference)
+    for group in ("inference", "proposals"):
+        if cfg.get(group) is not None:
+            run_cfg[group] = OmegaConf.to_container(cfg[group])
+    if "proposals" not in run_cfg:  # a run of a version that knew none
+        run_cfg.proposals = OmegaConf.load(cli.CONF_DIR / "proposals" / "edgeboxes.yaml")
     data = dict(cfg.get("data") or {}) | {"val_split": cfg.get("split")}
     for key, value in data.items():
         if value is not None:
@@ -119,7 +122,7 @@ def inference_name(run_cfg: DictConfig) -> str:
 
 def evaluation_name(run_cfg: DictConfig) -> str:
     """Folder of an evaluation: ``<inference>-<split>``, and what else was changed by hand."""
-    groups = ("inference.", "checkpoint=", "data.", "trainer.")
+    groups = ("inference.", "proposals", "checkpoint=", "data.", "trainer.")
     changes = [override for override in cli.overrides() if override.lstrip("+").startswith(groups)]
     suffix = runs.readable(changes, with_model_and_data=True)
     return "+".join(filter(None, [f"{inference_name(run_cfg)}-{run_cfg.data.val_split}", suffix]))

@@ -25,16 +25,16 @@ _INFRASTRUCTURE = re.compile(
     r"(runs|overwrite|seed|name|run_dir|experiment|sweep|reported|logger|hydra)([./].*)?"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|default_root_dir|enable_\w+|log_every_n_steps|profiler)"
     r"|callbacks\.(progress|summary|pictures|panels)\..*|callbacks\.checkpoints\.every_n_steps"
-    r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)"
+    r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)|proposals\.root"
 )
 _DEVICE_TRAINERS = {"default", "cpu", "gpu", "ddp"}
 # Keys that may differ between a stored run and the command that goes on with it.
 _FREE_KEYS = re.compile(
-    r"(runs|run_dir|overwrite|reported|logger)(\..*)?"
+    r"(runs|run_dir|overwrite|reported|logger|proposals)(\..*)?"  # proposals count where they are used: data, inference
     r"|trainer\.(_target_|accelerator|devices|num_nodes|strategy|default_root_dir|enable_\w+|log_every_n_steps|profiler"
     r"|benchmark|use_distributed_sampler|num_sanity_val_steps)"
     r"|callbacks\.(progress|summary|pictures|panels|lr_monitor)(\..*)?|callbacks\.checkpoints\.(directory|every_n_steps)"
-    r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)"
+    r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)|(data|inference)\.(.*\.)?proposals\.root"
 )
 
 

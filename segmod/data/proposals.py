@@ -1,0 +1,215 @@
+"""Sources of object proposals that need no storage: sliding windows, the ground truth, the files of another tool.
+
+A source is a `segmod.types.ProposalSource`; `segmod.data.edgeboxes` has the one that DeconvNet uses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmod.data.arrays import FloatArray, UInt8Array
+from segmod.data.instances import find_instances
+from segmod.data.transforms import require, whole
+from segmod.types import IGNORE_INDEX, UserError
+
+Coordinates = Literal["xyxy", "xywh", "yxyx"]
+
+
+class GridBoxes:
+    """Windows slid over the image at several sizes and shapes: no model, and the same boxes for every image of a size.
+
+    The score is the window's share of the image, less up to a half with its distance from the middle: large and central
+    objects are the most frequent ones.
+
+    Args:
+        scales: sides of the windows as fractions of the image's, each above 0 and at most 1.
+        aspects: width / height of the windows, relative to the image's own.
+        overlap: share of a window that the next one covers, at least 0 and below 1.
+        max_boxes: so many of the best.
+    """
+
+    def __init__(
+        self,
+        scales: Sequence[float] = (1.0, 0.75, 0.5, 0.35, 0.25),
+        aspects: Sequence[float] = (0.5, 1.0, 2.0),
+        overlap: float = 0.5,
+        max_boxes: int = 2000,
+    ) -> None:
+        require(
+            bool(scales) and all(0 < scale <= 1 for scale in scales),
+            f"proposals.scales={list(scales)}: each must be above 0 and at most 1",
+        )
+        require(
+            bool(aspects) and all(aspect > 0 for aspect in aspects),
+            f"proposals.aspects={list(aspects)}: each must be above 0",
+        )
+        require(0 <= overlap < 1, f"proposals.overlap={overlap}: must be at least 0 and below 1")
+        require_boxes(max_boxes)
+        self.scales = scales
+        self.aspects = aspects
+        self.overlap = overlap
+        self.max_boxes = max_boxes
+
+    def __call__(self, name: str, image: UInt8Array, mask: UInt8Array | None = None) -> FloatArray:
+        """Return the windows; see `segmod.types.ProposalSource`."""
+        height, width = image.shape[:2]
+        shapes = {
+            (min(1.0, scale * aspect**0.5), min(1.0, scale / aspect**0.5))
+            for scale in self.scales
+            for aspect in self.aspects
+        }
+        boxes = [
+            (left, top, left + across, top + down)
+            for across, down in shapes
+            for left in self._starts(across)
+            for top in self._starts(down)
+        ]
+        fractions = np.array(boxes)
+        middle = (fractions[:, :2] + fractions[:, 2:]) / 2 - 0.5
+        distance = np.hypot(*middle.T) / np.hypot(0.5, 0.5)
+        share = np.prod(fractions[:, 2:] - fractions[:, :2], axis=1)
+        pixels = np.rint(fractions * (width, height, width, height))
+        return tidy(np.column_stack([pixels, share * (1 - distance / 2)]), height, width)[: self.max_boxes]
+
+    def _starts(self, side: float) -> NDArray[np.float64]:
+        """Return where windows of a side begin, evenly from edge to edge, overlapping as asked or a little more."""
+        room = 1 - side
+        return np.linspace(0, room, 1 + int(np.ceil(room / (side * (1 - self.overlap)) - 1e-9)))
+
+
+class TruthBoxes:
+    """Boxes of the objects in the mask, largest first: what perfect proposals would give.
+
+    Without a map of objects, pieces of a class are objects; see `segmod.data.instances.find_instances`.
+    """
+
+    def __call__(self, name: str, image: UInt8Array, mask: UInt8Array | None = None) -> FloatArray:
+        """Return the boxes, with the share of the image they cover as score.
+
+        Raises:
+            UserError: the image has no mask, or one that is all void, as the images of a test set have.
+        """
+        if mask is None or (mask == IGNORE_INDEX).all():
+            raise UserError(
+                f"proposals=gt: image {name or '(without a name)'} has no ground truth; choose proposals=edgeboxes"
+            )
+        boxes = np.array([instance.box for instance in find_instances(mask)[0]], dtype=np.float32).reshape(-1, 4)
+        area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) / mask.size
+        return tidy(np.column_stack([boxes, area]), *mask.shape)
+
+
+class BoxFiles:
+    """Boxes of any tool, read from one file an image.
+
+    The file of image ``2007_000033`` is the first that exists of
+
+    - ``2007_000033.npz``: array ``boxes`` (N, 4 or 5), or the only array there is; as `segmod-proposals` writes them;
+    - ``2007_000033.npy``: array (N, 4 or 5);
+    - ``2007_000033.json``: a list of lists of 4 or 5 numbers, or an object with such a list under ``boxes``;
+    - ``2007_000033.csv`` or ``.txt``: a box a line, numbers between commas or blanks; a first line of words is skipped.
+
+    A fifth number is the score; without one the order in the file counts, best first. What lies outside the image is
+    cut off.
+
+    Args:
+        folder: where the files are.
+        coordinates: what the four numbers are: ``xyxy`` (x2, y2 exclusive), ``xywh`` or ``yxyx``, in pixels from 0.
+        max_boxes: so many of the best.
+    """
+
+    def __init__(self, folder: str | Path, coordinates: Coordinates = "xyxy", max_boxes: int = 2000) -> None:
+        self.folder = Path(folder).expanduser()
+        require(self.folder.is_dir(), f"proposals.folder={folder}: no such folder; it must hold one file an image")
+        known = get_args(Coordinates)
+        require(coordinates in known, f"proposals.coordinates={coordinates}: must be one of {', '.join(known)}")
+        require_boxes(max_boxes)
+        self.coordinates = coordinates
+        self.max_boxes = max_boxes
+
+    def __call__(self, name: str, image: UInt8Array, mask: UInt8Array | None = None) -> FloatArray:
+        """Return the boxes of the file.
+
+        Raises:
+            UserError: there is no file for the image, or it holds no boxes.
+        """
+        require(bool(name), "proposals=file: an image without a name has no file; choose proposals=edgeboxes")
+        files = [self.folder / f"{name}{suffix}" for suffix in _READERS]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            raise UserError(f"{self.folder / name}: no boxes for this image; looked for {', '.join(_READERS)}")
+        try:
+            boxes = np.asarray(_READERS[file.suffix](file), dtype=np.float64)
+        except Exception as error:  # each format has errors of its own
+            raise UserError(f"{file}: cannot read boxes from it ({' '.join(str(error).split())})") from error
+        if boxes.size == 0:
+            return np.zeros((0, 5), dtype=np.float32)
+        if boxes.ndim != 2 or boxes.shape[1] not in (4, 5) or not np.isfinite(boxes).all():
+            raise UserError(f"{file}: must hold boxes of 4 or 5 finite numbers, found an array of shape {boxes.shape}")
+        corners, score = boxes[:, :4], boxes[:, 4] if boxes.shape[1] == 5 else -np.arange(float(len(boxes)))
+        if self.coordinates == "yxyx":
+            corners = corners[:, [1, 0, 3, 2]]
+        elif self.coordinates == "xywh":
+            corners = np.column_stack([corners[:, :2], corners[:, :2] + corners[:, 2:]])
+        return tidy(np.column_stack([corners, score]), *image.shape[:2])[: self.max_boxes]
+
+
+def tidy(boxes: NDArray[np.floating], height: int, width: int) -> FloatArray:
+    """Return boxes cut off at the borders of the image, best first; those of which less than a pixel is left go.
+
+    Args:
+        boxes: (N, 5), x1 y1 x2 y2 score.
+        height: of the image.
+        width: of the image.
+    """
+    boxes = boxes.astype(np.float32)
+    boxes[:, 0:4:2] = boxes[:, 0:4:2].clip(0, width)
+    boxes[:, 1:4:2] = boxes[:, 1:4:2].clip(0, height)
+    boxes = boxes[(boxes[:, 2:4] - boxes[:, :2] >= 1).all(axis=1)]
+    return boxes[np.argsort(-boxes[:, 4], kind="stable")]
+
+
+def require_boxes(max_boxes: int) -> None:
+    """Check ``max_boxes`` of a source."""
+    require(whole(max_boxes, 1), f"proposals.max_boxes={max_boxes}: must be a whole number of at least 1")
+
+
+def _read_npz(file: Path) -> NDArray[np.floating]:
+    with np.load(file) as arrays:
+        return np.asarray(arrays["boxes" if "boxes" in arrays.files or len(arrays.files) != 1 else arrays.files[0]])
+
+
+def _read_json(file: Path) -> list[list[float]]:
+    content = json.loads(file.read_text())
+    found: list[list[float]] = content["boxes"] if isinstance(content, dict) else content
+    return found
+
+
+def _read_text(file: Path) -> list[list[float]]:
+    lines = [line.replace(",", " ").replace(";", " ").split() for line in file.read_text().splitlines()]
+    lines = [line for line in lines if line]
+    if lines and not _is_number(lines[0][0]):
+        lines = lines[1:]
+    return [[float(word) for word in line] for line in lines]
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+_READERS: dict[str, Callable[[Path], NDArray[np.floating] | list[list[float]]]] = {
+    ".npz": _read_npz,
+    ".npy": np.load,
+    ".json": _read_json,
+    ".csv": _read_text,
+    ".txt": _read_text,
+}

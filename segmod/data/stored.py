@@ -1,0 +1,97 @@
+"""Proposals that take long to find and are therefore kept: one file an image, apart for each choice of parameters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from segmod.data.arrays import FloatArray, UInt8Array
+from segmod.types import UserError
+
+
+class StoredProposals(ABC):
+    """A source whose boxes are stored at ``<root>/<source>-<digest>/<name>.npz``; a subclass gives `find`.
+
+    The digest is that of all parameters, so boxes made with others are never mixed in. A file holds ``boxes``, float32
+    (N, 5), and the size and checksum of the image they are of: another image of the same name, or a file that cannot be
+    read, is found anew. Files are written beside their place and moved there whole, so any number of processes may
+    share a folder, and nothing is half-written when they are stopped.
+
+    Args:
+        source: short name of the method.
+        root: folder of all stored proposals.
+        parameters: everything that changes the boxes, with the version of the method; values as JSON knows them.
+    """
+
+    def __init__(self, source: str, root: str | Path, parameters: Mapping[str, Any]) -> None:
+        self.parameters = dict(parameters)
+        digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder = Path(root).expanduser() / f"{source}-{digest}"
+
+    @abstractmethod
+    def find(self, image: UInt8Array) -> FloatArray:
+        """Return the boxes of an image, as `segmod.types.ProposalSource`."""
+
+    def __call__(self, name: str, image: UInt8Array, mask: UInt8Array | None = None) -> FloatArray:
+        """Return the stored boxes, or find and store them; see `segmod.types.ProposalSource`."""
+        if not name:
+            return self.find(image)
+        boxes = self.load(name, image)
+        if boxes is None:
+            boxes = self.find(image)
+            self._store(name, image, boxes)
+        return boxes
+
+    def path(self, name: str) -> Path:
+        """Return where the boxes of an image are kept."""
+        return self.folder / f"{name}.npz"
+
+    def load(self, name: str, image: UInt8Array) -> FloatArray | None:
+        """Return the stored boxes of an image, or None where there are none, or none that can be trusted."""
+        try:
+            with np.load(self.path(name)) as stored:
+                if tuple(stored["size"]) != image.shape[:2] or int(stored["crc32"]) != _checksum(image):
+                    return None
+                boxes: FloatArray = stored["boxes"]
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+        return boxes if boxes.ndim == 2 and boxes.shape[1] == 5 and boxes.dtype == np.float32 else None
+
+    def _store(self, name: str, image: UInt8Array, boxes: FloatArray) -> None:
+        path = self.path(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "parameters.json").exists():
+                text = json.dumps(self.parameters, indent=2) + "\n"
+                _replace(self.folder / "parameters.json", lambda file: file.write(text.encode()))
+            size, crc32 = np.array(image.shape[:2]), np.array(_checksum(image), dtype=np.uint32)
+            _replace(path, lambda file: np.savez_compressed(file, boxes=boxes, size=size, crc32=crc32))
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot store the proposals ({error.strerror}); set proposals.root to another folder"
+            ) from error
+
+
+def _checksum(image: UInt8Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(image).data)
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under a name no other thread or process uses, and move it to its place."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with beside.open("wb") as file:
+            write(file)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
