@@ -59,7 +59,7 @@ def read_score(path: Path) -> Score:
     directory = path.parents[2] if evaluation else path.parent
     cfg = runs.Run(directory).config()
     data = cfg.data._target_.rpartition(".")[2].removesuffix("DataModule") + str(cfg.data.get("year", ""))
-    split = contents["split"] if evaluation else cfg.data.get("val_split", contents["split"])
+    split = contents["split"]
     values = {key: value for key, value in contents.items() if isinstance(value, (int, float))}
     values |= {f"iou/{name}": value for name, value in contents["iou"].items()}
     values |= {key.rpartition("/")[2]: value for key, value in contents["metrics"].items()}

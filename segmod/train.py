@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import lightning as L
 
     from segmod.callbacks.checkpoints import Checkpoints
+    from segmod.datamodules.base import SegmentationDataModule
     from segmod.modules.base import SegmentationModule
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,9 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
 
     prepare_lightning()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    datamodule: L.LightningDataModule = instantiate(cfg, "data")
+    images: SegmentationDataModule = instantiate(cfg, "data")
     module: SegmentationModule = instantiate(cfg, "model")
+    datamodule: Any = module.adapt(images.for_training())
     trainer, checkpoints = make_trainer(cfg)
     check_disk(run.directory, module)
     resumed = checkpoints.last if checkpoints.last.is_file() and not cfg.overwrite else None
@@ -68,7 +70,7 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
-    trainer.fit(module, datamodule=module.adapt(datamodule), ckpt_path=resumed, weights_only=True)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
 
     wall_time = checkpoints.wall_time
     which = run.checkpoint(cfg.checkpoint)
@@ -86,7 +88,7 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
             run.directory,
             cfg,
             **result,
-            split=cfg.data.get("val_split", "val"),
+            split=getattr(datamodule, "scored_on", cfg.data.get("val_split", "val")),
             images=validated_images(trainer, datamodule),
             checkpoint=which.name,
             step=step,
@@ -136,15 +138,16 @@ def scores(module: SegmentationModule, datamodule: Any) -> dict[str, Any]:
     summary = summarise(module.confusion)
     names = ("miou", "pixel_acc", "mean_acc", "fwiou")
     return {
-        "metrics": {f"val/{name}": getattr(summary, name) for name in names},
+        "metrics": {f"val/{name}": getattr(summary, name) for name in names} | module.further,
         "iou": dict(zip(datamodule.classes, summary.iou, strict=True)),
     }
 
 
 def validated_images(trainer: L.Trainer, datamodule: Any) -> int:
-    """Number of images that a validation scores."""
-    batches = trainer.num_val_batches[0] * trainer.world_size  # of one image; unequal ranks round up
-    return min(len(datamodule.val_dataset), int(batches))
+    """Number of images, or crops, that a validation scores."""
+    batches = int(trainer.num_val_batches[0]) * trainer.world_size  # unequal ranks round up
+    loader: Any = trainer.val_dataloaders
+    return min(len(datamodule.val_dataset), batches * int(loader.batch_size))
 
 
 def check_disk(directory: Path, module: L.LightningModule) -> None:

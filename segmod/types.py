@@ -36,6 +36,8 @@ class Sample(TypedDict):
     mask: Tensor  # int64 (H, W), IGNORE_INDEX = void
     name: str  # id of the image, for messages and files
     index: int  # position in the dataset
+    box: NotRequired[Tensor]  # float32 (4,) xyxy pixels of the whole image, for crops
+    label: NotRequired[int]  # class of the object, for crops
 
 
 class Batch(TypedDict):
@@ -45,8 +47,8 @@ class Batch(TypedDict):
     mask: Tensor  # int64 (B, H, W), IGNORE_INDEX = void; absent truth is all IGNORE_INDEX
     name: list[str]
     index: Tensor  # int64 (B,)
-    box: NotRequired[Tensor]  # float32 (B, 4) xyxy pixels, for crops
-    label: NotRequired[Tensor]  # int64 (B,), for crops
+    box: NotRequired[Tensor]  # float32 (B, 4) xyxy pixels of the whole image, for crops
+    label: NotRequired[Tensor]  # int64 (B,), class of the object, for crops
 
 
 class Predictor(Protocol):

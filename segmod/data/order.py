@@ -22,7 +22,7 @@ _STARTED: weakref.WeakSet[_BaseDataLoaderIter] = weakref.WeakSet()
 # Both orders are DistributedSamplers because that is how Lightning knows that ranks are already told apart.
 
 
-class TrainingOrder(DistributedSampler[tuple[int, int]]):
+class TrainingOrder(DistributedSampler[tuple[int, ...]]):
     """A new random order each epoch, dealt out to the ranks in turn; yields (epoch, index) keys.
 
     The epoch travels with the index because worker processes outlive epochs. The batches of all ranks together are
@@ -40,7 +40,7 @@ class TrainingOrder(DistributedSampler[tuple[int, int]]):
         self.size = size
         self.start = 0  # samples of this rank that a resumed epoch skips
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
         mine = order[self.rank :: self.num_replicas][: len(self)]
         return iter([(self.epoch, index) for index in mine[self.start :].tolist()])

@@ -170,11 +170,13 @@ class EvalTransform:
     Args:
         norm: the normalisation.
         squash: side in pixels of the square that image (bilinear) and mask (nearest) are resized to, aspect ignored.
+        centre: side of the square cut from the middle of that one; None for all of it. Boxes are not cut.
     """
 
-    def __init__(self, norm: Normalization, squash: int | None = None) -> None:
+    def __init__(self, norm: Normalization, squash: int | None = None, centre: int | None = None) -> None:
         self.norm = norm
         self.squash = squash
+        self.centre = centre
 
     def __call__(
         self, image: UInt8Array, mask: UInt8Array, seed: Sequence[int], boxes: FloatArray | None = None
@@ -188,6 +190,10 @@ class EvalTransform:
                 boxes[:, :4] *= np.array([size[0] / width, size[1] / height] * 2, dtype=boxes.dtype)
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
             mask = np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+            if self.centre:
+                start = (self.squash - self.centre) // 2
+                middle = slice(start, start + self.centre)
+                image, mask = image[middle, middle], mask[middle, middle]
         return Transformed(self.norm.normalise(image), _label_tensor(mask), boxes)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from lightning import LightningDataModule
+from torch.utils.data import Dataset
 
 from segmod.data.dataset import SegmentationDataset, Transform
 from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, collate, prepare_worker
 from segmod.data.transforms import EvalTransform, Normalization, TrainTransform, require, whole
-from segmod.types import VOC_CLASSES
+from segmod.types import VOC_CLASSES, Sample
 
 _MAX_WORKERS = 4
 
@@ -40,6 +40,8 @@ class SegmentationDataModule(LightningDataModule):
         pad: colour of padding, ``mean`` or ``black``.
         norm: normalisation profile: ``imagenet``, ``caffe`` or ``raw255``.
         void_as_background: train and evaluate void pixels as background.
+        crops: makes of this the datamodule that a run trains on, such as `BoxCropDataModule`; None for this itself.
+            Evaluation is of whole images all the same.
     """
 
     # A rank may be left without images when there are more ranks than images.
@@ -63,6 +65,7 @@ class SegmentationDataModule(LightningDataModule):
         pad: str = "mean",
         norm: str = "imagenet",
         void_as_background: bool = False,
+        crops: Callable[[SegmentationDataModule], LightningDataModule] | None = None,
     ) -> None:
         super().__init__()
         self.normalization = Normalization.named(norm)
@@ -78,11 +81,18 @@ class SegmentationDataModule(LightningDataModule):
         self.train_split = train_split
         self.val_split = val_split
         self.batch_size = batch_size
+        self.crop_size = crop_size
+        self.squash = squash
+        self.crops = crops
         self.seed = seed
         self.num_workers = num_workers
         self.void_as_background = void_as_background
         self.train_dataset: SegmentationDataset | None = None
         self.val_dataset: SegmentationDataset | None = None
+
+    def for_training(self) -> LightningDataModule:
+        """Return the datamodule that a run trains on and validates on: crops of this one's images, or this one."""
+        return self if self.crops is None else self.crops(self)
 
     @abstractmethod
     def dataset(self, split: str, transform: Transform) -> SegmentationDataset:
@@ -113,20 +123,15 @@ class SegmentationDataModule(LightningDataModule):
         if self.train_dataset is None:
             self.setup("fit")
         assert self.train_dataset is not None
-        rank, world_size = self._place()
-        require(
-            self.batch_size % world_size == 0,
-            f"data.batch_size={self.batch_size}: not divisible by the {world_size} processes of the job; "
-            f"choose a multiple of {world_size}",
-        )
-        each = self.batch_size // world_size
+        rank, world_size = self.place()
+        each = self.batch_a_process()
         require(
             each == 1 or self._one_size,
             f"data.batch_size={self.batch_size}: images of different sizes make no batch of {each} a process; "
             f"set data.crop_size or data.squash, or data.batch_size={world_size}",
         )
         order = TrainingOrder(len(self.train_dataset), self.seed, rank, world_size)
-        return self._loader(self.train_dataset, order, self.batch_size // world_size, persistent=True)
+        return self.loader(self.train_dataset, order, each, persistent=True)
 
     def val_dataloader(self) -> ResumableLoader:
         """Return the loader of the validation split, each image once over all processes."""
@@ -140,15 +145,20 @@ class SegmentationDataModule(LightningDataModule):
         return self._evaluation_loader(self.dataset(split, self.eval_transform), persistent=False)
 
     def _evaluation_loader(self, dataset: SegmentationDataset, persistent: bool) -> ResumableLoader:
-        return self._loader(dataset, EvaluationOrder(len(dataset), *self._place()), 1, persistent)
+        return self.loader(dataset, EvaluationOrder(len(dataset), *self.place()), 1, persistent)
 
-    def _loader(
-        self, dataset: SegmentationDataset, order: TrainingOrder | EvaluationOrder, batch_size: int, persistent: bool
+    def loader(
+        self, dataset: Dataset[Sample], order: TrainingOrder | EvaluationOrder, batch_size: int, persistent: bool
     ) -> ResumableLoader:
-        workers = self.num_workers
-        if workers is None:
-            local = self.trainer.num_devices if self.trainer else 1
-            workers = min(_MAX_WORKERS, max(1, _cores() // local))
+        """Return a loader of any samples, set up as those of this datamodule are.
+
+        Args:
+            dataset: the samples.
+            order: their order.
+            batch_size: samples a batch of this process.
+            persistent: keep the workers from epoch to epoch.
+        """
+        workers = self.workers()
         return ResumableLoader(
             dataset,
             batch_size=batch_size,
@@ -163,7 +173,28 @@ class SegmentationDataModule(LightningDataModule):
             generator=torch.Generator(),
         )
 
-    def _place(self) -> tuple[int, int]:
+    def workers(self) -> int:
+        """Return the number of loading processes: ``num_workers``, or what None comes to on this machine."""
+        if self.num_workers is not None:
+            return self.num_workers
+        local = self.trainer.num_devices if self.trainer else 1
+        return min(_MAX_WORKERS, max(1, _cores() // local))
+
+    def batch_a_process(self) -> int:
+        """Return the training samples a step of one process.
+
+        Raises:
+            UserError: the batch cannot be divided among the processes.
+        """
+        world_size = self.place()[1]
+        require(
+            self.batch_size % world_size == 0,
+            f"data.batch_size={self.batch_size}: not divisible by the {world_size} processes of the job; "
+            f"choose a multiple of {world_size}",
+        )
+        return self.batch_size // world_size
+
+    def place(self) -> tuple[int, int]:
         """Return the rank of this process and the number of processes."""
         if self.trainer is not None:
             return self.trainer.global_rank, self.trainer.world_size

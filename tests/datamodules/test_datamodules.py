@@ -124,7 +124,7 @@ def test_images_of_different_sizes_make_no_batch(root):
 
 def test_each_of_two_processes_may_have_one_whole_image(root, monkeypatch):
     module = VOCDataModule(root, batch_size=2, num_workers=0)
-    monkeypatch.setattr(module, "_place", lambda: (1, 2))
+    monkeypatch.setattr(module, "place", lambda: (1, 2))
     assert next(len(batch["name"]) for batch in module.train_dataloader()) == 1
 
 
