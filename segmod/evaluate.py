@@ -86,6 +86,8 @@ def settle(cfg: DictConfig, run: runs.Run) -> DictConfig:
     for key, value in data.items():
         if value is not None:
             OmegaConf.update(run_cfg, f"data.{key}", value)
+    if "crops" in run_cfg.data:
+        run_cfg.data.crops = None  # whole images are scored, whatever the run trained on
     if run_cfg.model.net.get("weights") is not None:
         run_cfg.model.net.weights = None  # the checkpoint brings all weights
     return run_cfg
