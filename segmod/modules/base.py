@@ -67,6 +67,7 @@ class SegmentationModule(L.LightningModule):
         self._epoch_loss = torch.zeros(())
         self._epoch_batches = 0
         self.confusion: Tensor | None = None  # (K, K), of the last validation, summed over all ranks
+        self.further: dict[str, float | None] = {}  # more numbers of the last validation for metrics.json: val/<name>
 
     # -- override points ---------------------------------------------------------------------------------------------
 
