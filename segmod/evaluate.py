@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from segmod.datamodules.base import SegmentationDataModule
+    from segmod.inference.ensemble import TrainedPredictor
     from segmod.inference.submission import Submission
     from segmod.modules.base import SegmentationModule
 
@@ -32,7 +33,7 @@ def main(cfg: DictConfig) -> None:
     from segmod.launch import prepare_lightning
 
     prepare_lightning()
-    run = runs.Run(Path(cfg.run).expanduser().resolve())
+    run = runs.find_run(str(cfg.run), str(cfg.runs))
     run_cfg = settle(cfg, run)
     split = str(run_cfg.data.val_split)
     directory = run.directory / "evaluation" / evaluation_name(run_cfg)
@@ -90,7 +91,51 @@ def settle(cfg: DictConfig, run: runs.Run) -> DictConfig:
         run_cfg.data.crops = None  # whole images are scored, whatever the run trained on
     if run_cfg.model.net.get("weights") is not None:
         run_cfg.model.net.weights = None  # the checkpoint brings all weights
+    if run_cfg.get("inference") is not None:
+        predictor = OmegaConf.to_container(run_cfg.inference)
+        find_members(predictor, "inference", str(cfg.get("runs") or "runs"))
+        run_cfg.inference = predictor
     return run_cfg
+
+
+def find_members(node: Any, key: str, root: str) -> None:
+    """Give each other run that an ensemble names (``_target_: segmod.evaluate.trained``) by its folder, in place.
+
+    So a mistake is told by its key before anything is loaded, and the record says which run it was.
+    """
+    if not isinstance(node, dict):
+        return
+    if node.get("_target_") == "segmod.evaluate.trained" and node.get("run") is not None:
+        node["run"] = str(runs.find_run(str(node["run"]), root, f"{key}.run").directory)
+    for name, value in node.items():
+        find_members(value, f"{key}.{name}", root)
+
+
+def trained(run: str | None, norm: str, root: str = "runs") -> TrainedPredictor | None:
+    """The net of another run as a predictor, scored as that run validates; None for no run.
+
+    Args:
+        run: Its folder or name.
+        norm: Normalisation profile of the images it will be given.
+        root: Folder of the runs, where names are looked for.
+
+    Raises:
+        UserError: There is no such run, or it has no checkpoint.
+    """
+    from segmod.checkpoint import load_net
+    from segmod.data.transforms import Normalization
+    from segmod.inference.dense import DensePredictor
+    from segmod.inference.ensemble import TrainedPredictor
+    from segmod.instantiate import instantiate
+
+    if run is None:
+        return None
+    found = runs.find_run(run, root)
+    run_cfg = settle(OmegaConf.create(), found)
+    module = instantiate(run_cfg, "model")
+    load_net(module.net, found.checkpoint(str(run_cfg.checkpoint)), strict=True)
+    own = Normalization.named(str(run_cfg.data.norm))
+    return TrainedPredictor(module.net, module.predictor or DensePredictor(), Normalization.named(norm), own)
 
 
 def restore(

@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
     device = choose_device(str(cfg.device))
     if cfg.max_side is not None and not (isinstance(cfg.max_side, int) and cfg.max_side > 0):
         raise UserError(f"max_side={cfg.max_side}: give a number of pixels, or null")
-    run = runs.Run(Path(cfg.run).expanduser().resolve())
+    run = runs.find_run(str(cfg.run), str(cfg.runs))
     run_cfg = settle(cfg, run)
     module, datamodule, _ = restore(run_cfg, run, cfg.checkpoint)
     module.eval().to(device)

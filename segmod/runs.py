@@ -67,8 +67,9 @@ def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: 
 
 
 def register_resolvers() -> None:
-    """Make ``${segmod.run_dir:...}`` known to the configs."""
+    """Make ``${segmod.run_dir:...}`` and ``${segmod.find_run:...}`` known to the configs."""
     OmegaConf.register_new_resolver("segmod.run_dir", run_dir, replace=True)
+    OmegaConf.register_new_resolver("segmod.find_run", lambda *given: str(find_run(*given).directory), replace=True)
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
@@ -147,6 +148,29 @@ class Run:
         raise UserError(
             f"checkpoint={which}: {paths[0]} does not exist; train the run first, or choose best, last or a file"
         )
+
+
+def find_run(given: str, root: str = "runs", key: str = "run") -> Run:
+    """The run that a user names: by its folder, by a folder with one run below it, or by the name of a run.
+
+    Args:
+        given: Such as ``runs/fcn8s/seed0``, ``runs/fcn8s`` or ``fcn8s``.
+        root: Folder of the runs, where names are looked for.
+        key: Config key to name in messages.
+
+    Raises:
+        UserError: There is no such run, or there are several.
+    """
+    for path in (Path(given).expanduser(), Path(root).expanduser() / given):
+        found = sorted(p.parents[1] for depth in ("", "*/", "*/*/") for p in path.glob(f"{depth}.hydra/config.yaml"))
+        if len(found) > 1:
+            listed = ", ".join(map(str, found[:6])) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
+            raise UserError(f"{key}={given}: there are {len(found)} runs; choose one of {listed}")
+        if found:
+            return Run(found[0].resolve())
+    raise UserError(
+        f"{key}={given}: no run there, and none of that name in {root}; give a folder like runs/NAME/seed0, or train it"
+    )
 
 
 def open_run(cfg: DictConfig) -> Run:

@@ -141,7 +141,7 @@ def test_submission_holds_what_was_scored(run: Path, root: Path) -> None:
         ("run=nowhere", "run=.*nowhere: no run there"),
         ("checkpoint=missing.ckpt", "checkpoint=missing.ckpt"),
         ("split=unknown", "unknown"),
-        ("inference=telepathy", "inference=telepathy: no such option; choose one of dense"),
+        ("inference=telepathy", "inference=telepathy: no such option; choose one of crf, dense"),
     ],
 )
 def test_mistakes_are_one_line(run: Path, override: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -131,3 +131,32 @@ def test_only_rank_zero_leads(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert runs.is_leader()
     monkeypatch.setitem(os.environ, name, "1")
     assert not runs.is_leader()
+
+
+def make_run(folder: Path) -> Path:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text("name: x\n")
+    return folder
+
+
+def test_a_run_is_found_by_its_folder_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = make_run(tmp_path / "runs" / "fcn8s" / "data-voc" / "seed0")
+    make_run(tmp_path / "runs" / "fcn8s_at_once" / "seed0")
+    (tmp_path / "fcn8s").mkdir()  # a folder of that name that holds no run
+    for given in (
+        "runs/fcn8s/data-voc/seed0",
+        str(one),
+        "runs/fcn8s",
+        "fcn8s",
+        "fcn8s/data-voc",
+        "fcn8s/data-voc/seed0",
+    ):
+        assert runs.find_run(given).directory == one
+    assert runs.find_run("fcn8s", root=str(tmp_path / "runs")).directory == one
+    two = make_run(tmp_path / "runs" / "fcn8s" / "data-voc" / "seed1")
+    with pytest.raises(UserError, match=r"inference\.fcn\.run=fcn8s: there are 2 runs; choose one of .*seed0, .*seed1"):
+        runs.find_run("fcn8s", key="inference.fcn.run")
+    assert runs.find_run("fcn8s/data-voc/seed1").directory == two
+    with pytest.raises(UserError, match="run=fcn16s: no run there, and none of that name in runs"):
+        runs.find_run("fcn16s")

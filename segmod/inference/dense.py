@@ -21,9 +21,15 @@ class DensePredictor:
 
     def __call__(self, net: nn.Module, batch: Batch) -> Tensor:
         """Class probabilities, float32 (B, K, H, W), of ``batch['image']`` (B, 3, H, W)."""
+        return score_at(net, batch["image"], self._shape(batch["image"]))
+
+    def logits(self, net: nn.Module, batch: Batch) -> Tensor:
+        """What the net says before the softmax, float32 (B, K, H, W) at the image's size."""
         image = batch["image"]
-        shape = (self.size, self.size) if self.size is not None else (image.shape[-2], image.shape[-1])
-        return score_at(net, image, shape)
+        return resize(net(resize(image, self._shape(image))).float(), (image.shape[-2], image.shape[-1]))
+
+    def _shape(self, image: Tensor) -> tuple[int, int]:
+        return (self.size, self.size) if self.size is not None else (image.shape[-2], image.shape[-1])
 
 
 def score_at(net: nn.Module, image: Tensor, shape: tuple[int, int]) -> Tensor:
