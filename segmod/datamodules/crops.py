@@ -10,7 +10,8 @@ import numpy as np
 import rich.progress
 import torch
 
-from segmod.data.crops import BoxCrops, Boxes, BoxFinder, CropOrder
+from segmod.data.boxes import Boxes, BoxFinder
+from segmod.data.crops import BoxCrops, CropOrder
 from segmod.data.order import EvaluationOrder, ResumableLoader, prepare_worker
 from segmod.data.transforms import EvalTransform, require, whole
 from segmod.datamodules.base import SegmentationDataModule
