@@ -1,0 +1,1 @@
+"""Studies: the papers' figures, drawn and counted for a trained run."""

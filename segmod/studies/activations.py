@@ -1,0 +1,89 @@
+"""What the layers of a deconvolution network see (Noh, Hong, Han 2015, Fig. 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from segmod import figures
+from segmod.data.crops import cut, enlarge
+from segmod.data.instances import find_instances
+from segmod.studies.subject import Row, Subject, shown
+from segmod.types import UserError
+
+
+class Activations:
+    """Draws the strongest channel of the net's maps for the largest object of each of some images.
+
+    The object is cut out as in training: its box, enlarged and made square, resized to ``size``. A channel's strength
+    is the sum of its positive values; the map is drawn from 0 to its maximum. The table tells, for each map, its side
+    in pixels, the share of its values that are above 0, and the share of the strongest channel's positive sum that lies
+    on the object: unpooling makes maps sparse, deconvolution dense again, and the deeper into the decoder, the more of
+    what is active lies on the object.
+
+    Args:
+        images: Images to draw, the first of the split that show an object.
+        size: Side of the crop in pixels.
+        context: Factor on the sides of the object's box.
+
+    The net needs a method ``activations(image) -> {name: (B, C, h, w)}``, as `DeconvNet` has.
+    """
+
+    def __init__(self, images: int = 2, size: int = 224, context: float = 1.2) -> None:
+        if images < 1 or size < 1:
+            raise UserError(f"study.images={images}, study.size={size}: must be at least 1")
+        self.images = images
+        self.size = size
+        self.context = context
+
+    def __call__(self, subject: Subject, directory: Path) -> list[Row]:
+        """Draw activations.png.
+
+        Raises:
+            UserError: The net has no such maps, or the split no object.
+        """
+        if not hasattr(subject.module.net, "activations"):
+            kind = type(subject.module.net).__name__
+            raise UserError(f"study=activations: {kind} has no maps of deconvolutions; give a run of model=deconvnet")
+        rows, names = [], []
+        facts: dict[str, list[tuple[int, float, float]]] = {}
+        for index in shown(subject.first(None), "Looking at maps"):
+            image, mask = subject.dataset.read(index)
+            objects, numbered = find_instances(mask, subject.dataset.read_objects(index))
+            if not objects:
+                continue
+            largest = max(objects, key=lambda thing: int((numbered == thing.number).sum()))
+            window = enlarge(np.array([largest.box]), self.context)[0]
+            side = (self.size, self.size)
+            crop = np.asarray(cv2.resize(cut(image, window, 0), side, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+            own = cut((numbered == largest.number).astype(np.float32), window, 0)
+            device = next(subject.module.parameters()).device
+            maps = subject.module.net.activations(subject.normalization.normalise(crop)[None].to(device))  # type: ignore[operator]
+            tiles = [crop]
+            for name, tensor in maps.items():
+                positive = tensor[0].float().clamp(min=0).cpu()
+                strongest = positive[positive.sum((1, 2)).argmax()].numpy()
+                tiles.append(strongest / max(float(strongest.max()), 1e-12))
+                shape = (strongest.shape[1], strongest.shape[0])
+                inside = cv2.resize(own, shape, interpolation=cv2.INTER_AREA)
+                on_object = float((strongest * inside).sum() / max(float(strongest.sum()), 1e-12))
+                facts.setdefault(name, []).append((shape[0], float((positive > 0).float().mean()), on_object))
+            rows.append(tiles)
+            names.append(subject.classes[largest.label])
+            if len(rows) == self.images:
+                break
+        if not rows:
+            raise UserError("study=activations: no image of the split shows an object; choose another split=...")
+        sides = [f"{name}\n{seen[0][0]}" for name, seen in facts.items()]
+        figures.page(rows, directory / "activations.png", ["crop", *sides], names, side=1.6)
+        return [
+            {
+                "map": name,
+                "side": seen[0][0],
+                "active values": sum(active for _, active, _ in seen) / len(seen),
+                "on the object": sum(share for _, _, share in seen) / len(seen),
+            }
+            for name, seen in facts.items()
+        ]

@@ -1,0 +1,109 @@
+"""Objects much larger or smaller than a net's receptive field (Noh, Hong, Han 2015, Fig. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from segmod import figures, viz
+from segmod.data.instances import find_instances
+from segmod.studies.subject import Row, Subject, labels, scores, shown
+from segmod.types import Predictor, UserError
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One object and how much of it each system finds."""
+
+    index: int  # of the image
+    label: int
+    share: float  # of the image's pixels
+    found: tuple[float, ...]  # fraction of its pixels with its class, a system
+
+
+class ObjectSizes:
+    """Counts how much of an object each system finds by the object's size, and draws the largest and smallest objects.
+
+    An FCN has one receptive field for objects of all sizes: it labels large ones in pieces and misses small ones, which
+    the paper shows by examples. The table makes it a number: for each range of sizes, the mean over the objects of the
+    fraction of their pixels that got their class.
+
+    Args:
+        edges: Borders of the ranges of size, as shares of the image's pixels, ascending within 0..1.
+        images: Images of the split to score; None for all.
+        pictures: Cases to draw of each kind: the largest, and the smallest of at least ``least``.
+        least: Objects smaller than this share of the image are left out.
+        against: A second system, such as an FCN of another run; None for the run alone.
+        against_name: What to call it in pictures and table.
+    """
+
+    def __init__(
+        self,
+        edges: Sequence[float] = (0.01, 0.05, 0.15, 0.4),
+        images: int | None = None,
+        pictures: int = 4,
+        least: float = 0.001,
+        against: Predictor | None = None,
+        against_name: str | None = None,
+    ) -> None:
+        if list(edges) != sorted(set(edges)) or not all(0 < edge < 1 for edge in edges):
+            raise UserError(f"study.edges={list(edges)}: give shares of the image, ascending, between 0 and 1")
+        self.edges = edges
+        self.images = images
+        self.pictures = pictures
+        self.least = least
+        self.against = against
+        self.against_name = against_name or "against"
+
+    def __call__(self, subject: Subject, directory: Path) -> list[Row]:
+        """Score the objects, draw large.png and small.png.
+
+        Raises:
+            UserError: The split has no object of that size.
+        """
+        systems = subject.systems(self.against, self.against_name)
+        cases: list[_Case] = []
+        for index in shown(subject.first(self.images), "Scoring objects"):
+            mask = subject.dataset.read(index)[1]
+            objects, numbered = find_instances(mask, subject.dataset.read_objects(index))
+            kept = [thing for thing in objects if (numbered == thing.number).mean() >= self.least]
+            if not kept:
+                continue
+            batch = subject.batch(index)
+            predictions = [labels(scores(predictor, subject, batch)) for predictor in systems.values()]
+            for thing in kept:
+                own = numbered == thing.number
+                found = tuple(float((prediction[own] == thing.label).mean()) for prediction in predictions)
+                cases.append(_Case(index, thing.label, float(own.mean()), found))
+        if not cases:
+            raise UserError(f"study.least={self.least}: no object of that size in the split; lower it")
+        cases.sort(key=lambda case: case.share)
+        self._draw(subject, systems, cases[: self.pictures], directory / "small.png")
+        self._draw(subject, systems, cases[::-1][: self.pictures], directory / "large.png")
+        bounds = [0.0, *self.edges, 1.0]
+        table: list[Row] = []
+        for low, high in pairwise(bounds):
+            those = [case for case in cases if low < case.share <= high]
+            name = f"{100 * low:g} to {100 * high:g} %"
+            means = np.mean([case.found for case in those], 0).tolist() if those else [None] * len(systems)
+            table.append({"share of the image": name, "objects": len(those)} | dict(zip(systems, means, strict=True)))
+        series = {system: [row[system] and 100 * row[system] for row in table] for system in systems}
+        names = [row["share of the image"] for row in table]
+        title = "How much of an object is found, by its share of the image"
+        viz.bar_chart(names, series, directory / "sizes.png", title, "mean share of the object's pixels found (%)")
+        return table
+
+    def _draw(self, subject: Subject, systems: dict[str, Predictor], cases: Sequence[_Case], path: Path) -> None:
+        rows, names = [], []
+        for case in cases:
+            batch = subject.batch(case.index)
+            picture = subject.picture(batch)
+            predictions = [labels(scores(predictor, subject, batch)) for predictor in systems.values()]
+            truth = viz.colour_mask(batch["mask"][0])
+            rows.append([picture, truth, *(viz.overlay(picture, prediction) for prediction in predictions)])
+            names.append(f"{subject.classes[case.label]}, {100 * case.share:.1f} %")
+        figures.page(rows, path, ["image", "truth", *systems], names, side=2.6)

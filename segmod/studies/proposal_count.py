@@ -1,0 +1,76 @@
+"""How the answer grows with the number of proposals (Noh, Hong, Han 2015, Fig. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segmod import figures, viz
+from segmod.inference.proposals import ProposalPredictor
+from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
+from segmod.studies.subject import Row, Subject, labels, shown
+from segmod.types import UserError
+
+
+class ProposalCount:
+    """Scores images after the first 1, 5, 10, ... of the selected proposals, the largest first, and draws the steps.
+
+    The curve is the mean IoU over the classes in the truth; classes that are predicted alone count in ``mIoU``.
+
+    Args:
+        counts: Numbers of proposals after which to look, ascending.
+        images: Images of the split to score; None for all.
+        pictures: How many of them to draw.
+    """
+
+    def __init__(
+        self, counts: Sequence[int] = (1, 5, 10, 20, 30, 40, 50), images: int | None = None, pictures: int = 4
+    ) -> None:
+        if not counts or list(counts) != sorted(set(counts)) or counts[0] < 1:
+            raise UserError(f"study.counts={list(counts)}: give numbers of proposals, ascending, from 1")
+        self.counts = counts
+        self.images = images
+        self.pictures = pictures
+
+    def __call__(self, subject: Subject, directory: Path) -> list[Row]:
+        """Score the images, draw steps.png and curve.png.
+
+        Raises:
+            UserError: The run is not scored by proposals.
+        """
+        predictor = subject.module.predictor
+        if not isinstance(predictor, ProposalPredictor):
+            kind = type(predictor).__name__
+            raise UserError(f"study=proposal_count follows proposals, and {kind} has none: give inference=proposals")
+        metrics = {count: SegmentationMetrics(len(subject.classes)) for count in self.counts}
+        rows = []
+        for position, index in enumerate(shown(subject.first(self.images), "Scoring")):
+            batch = subject.batch(index)
+            truth = batch["mask"].cpu()
+            picture = subject.picture(batch)
+            tiles = [picture, viz.colour_mask(truth[0])]
+            with torch.inference_mode():
+                for count, probabilities in predictor.progressive(subject.module.net, batch, self.counts):
+                    found = labels(probabilities[0].cpu())
+                    metrics[count].update(torch.from_numpy(found.astype(np.int64))[None], truth)
+                    tiles.append(viz.overlay(picture, found))
+            if position < self.pictures:
+                rows.append(tiles)
+        figures.page(rows, directory / "steps.png", ["image", "truth", *(f"{count}" for count in self.counts)])
+        table: list[Row] = []
+        for count, metric in metrics.items():
+            confusion = metric.compute()
+            summary = summarise(confusion)
+            present = mean_iou(summary.iou, present_classes(confusion))
+            row = {"proposals": count, "mIoU of the classes present": present, "mIoU": summary.miou}
+            table.append(row | {"pixel accuracy": summary.pixel_acc})
+        series = {
+            name: [None if row[name] is None else 100 * row[name] for row in table]
+            for name in ("mIoU of the classes present", "mIoU")
+        }
+        title = f"{subject.name}: proposals aggregated, largest first ({len(subject.first(self.images))} images)"
+        viz.line_chart(self.counts, series, directory / "curve.png", title, "proposals", "%")
+        return table

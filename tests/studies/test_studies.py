@@ -1,0 +1,192 @@
+"""Studies of systems whose answers are known: one that sees the truth, one that sees nothing."""
+
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from segmod.data.proposals import TruthBoxes
+from segmod.data.synthetic import SyntheticScenes
+from segmod.data.transforms import EvalTransform, Normalization
+from segmod.inference.proposals import ProposalPredictor
+from segmod.modules.base import SegmentationModule
+from segmod.nets.deconvnet import DeconvNet
+from segmod.studies.activations import Activations
+from segmod.studies.class_probabilities import ClassProbabilities
+from segmod.studies.object_sizes import ObjectSizes
+from segmod.studies.proposal_count import ProposalCount
+from segmod.studies.subject import Subject
+from segmod.types import IGNORE_INDEX, VOC_CLASSES, UserError
+
+IMAGENET = Normalization.named("imagenet")
+
+
+class Nothing(nn.Module):
+    """Background everywhere."""
+
+    num_classes = len(VOC_CLASSES)
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, image):
+        logits = image.new_zeros(len(image), self.num_classes, *image.shape[-2:])
+        logits[:, 0] = 50 * self.weight
+        return logits
+
+
+def truth_of(net, batch):
+    """A predictor that is right everywhere and sure of it."""
+    mask = batch["mask"]
+    return nn.functional.one_hot(mask.where(mask != IGNORE_INDEX, 0), len(VOC_CLASSES)).permute(0, 3, 1, 2).float()
+
+
+def subject(net=None, predictor=None, images=4, size=(64, 96)):
+    module = SegmentationModule(net or Nothing(), nn.CrossEntropyLoss(), torch.optim.SGD, predictor=predictor)
+    scenes = SyntheticScenes("val", images, EvalTransform(IMAGENET), size)
+    return Subject("ours", module.eval(), scenes, IMAGENET, VOC_CLASSES)
+
+
+def test_sizes_give_each_system_its_share_of_each_object(tmp_path):
+    table = ObjectSizes(edges=[0.05], pictures=2, against=truth_of, against_name="oracle")(subject(), tmp_path)
+    assert [row["share of the image"] for row in table] == ["0 to 5 %", "5 to 100 %"]
+    assert sum(row["objects"] for row in table) > 3
+    for row in table:
+        if row["objects"]:
+            assert (row["ours"], row["oracle"]) == (0.0, 1.0)
+    assert {path.name for path in tmp_path.iterdir()} == {"large.png", "small.png", "sizes.png"}
+
+
+def test_sizes_put_objects_into_their_range(tmp_path, monkeypatch):
+    """One scene of 100 pixels a side with a 10x10 and a 40x40 object: 1 % and 16 % of the image."""
+    mask = np.zeros((100, 100), np.uint8)
+    mask[:10, :10], mask[50:90, 50:90] = 7, 12
+    look = subject(images=1)
+    monkeypatch.setattr(look.dataset, "read", lambda index: (np.zeros((100, 100, 3), np.uint8), mask.copy()))
+    monkeypatch.setattr(look.dataset, "read_objects", lambda index: None)
+    table = ObjectSizes(edges=[0.05, 0.2])(look, tmp_path)
+    assert [row["objects"] for row in table] == [1, 1, 0]
+    assert table[2]["ours"] is None
+
+
+def test_probabilities_are_averaged_inside_and_outside_the_class(tmp_path):
+    look = subject(images=6)
+    labels = np.unique(look.dataset.read(0)[1])
+    name = VOC_CLASSES[int(labels[(labels > 0) & (labels < len(VOC_CLASSES))][0])]
+    study = ClassProbabilities([name], pictures=2, against=truth_of, against_name="oracle")
+    ours, oracle = study(look, tmp_path)
+    assert (ours["system"], oracle["system"]) == ("ours", "oracle")
+    assert (oracle["mean p inside"], oracle["mean p outside"]) == (1.0, 0.0)
+    assert ours["mean p inside"] == pytest.approx(0, abs=1e-9)
+    assert (tmp_path / f"{name}.png").is_file()
+
+
+def test_classes_that_are_nowhere_are_told(tmp_path):
+    with pytest.raises(UserError, match=r"no class 'cow_boy'; choose among background, aeroplane"):
+        ClassProbabilities(["cow_boy"])(subject(images=1), tmp_path)
+    look = subject(images=1)
+    absent = next(name for k, name in enumerate(VOC_CLASSES) if k not in look.dataset.read(0)[1])
+    with pytest.raises(UserError, match="no image of the split shows them"):
+        ClassProbabilities([absent])(look, tmp_path)
+
+
+class Sees(nn.Module):
+    """Says of each crop that all of it is the class most of its pixels show; knows the scenes' colours by heart."""
+
+    num_classes = len(VOC_CLASSES)
+
+    def __init__(self, label):
+        super().__init__()
+        self.label = nn.Parameter(torch.tensor(float(label)))
+
+    def forward(self, image):
+        logits = image.new_zeros(len(image), self.num_classes, *image.shape[-2:])
+        logits[:, int(self.label)] = 9
+        return logits
+
+
+def test_more_proposals_find_more(tmp_path, monkeypatch):
+    """Two objects of class 7, each box adds its own: after one box the larger is found, after two both."""
+    mask = np.zeros((60, 80), np.uint8)
+    mask[5:25, 5:25], mask[30:60, 40:80] = 7, 7
+    look = subject(Sees(7), ProposalPredictor(TruthBoxes(), IMAGENET, min_side=0, extend=1, size=8), images=1)
+    monkeypatch.setattr(look.dataset, "read", lambda index: (np.zeros((60, 80, 3), np.uint8), mask.copy()))
+    table = ProposalCount([1, 2, 5])(look, tmp_path)
+    assert [row["proposals"] for row in table] == [1, 2, 5]
+    small, large, background = 400, 1200, 3200
+    after_one = (large / (small + large) + background / (background + small)) / 2
+    assert table[0]["mIoU of the classes present"] == pytest.approx(after_one)
+    assert table[1]["mIoU"] == table[2]["mIoU"] == 1.0
+    assert (tmp_path / "steps.png").is_file()
+    assert (tmp_path / "curve.png").is_file()
+
+
+def test_counting_proposals_needs_proposals(tmp_path):
+    with pytest.raises(UserError, match="give inference=proposals"):
+        ProposalCount()(subject(), tmp_path)
+    with pytest.raises(UserError, match=r"study\.counts=\[5, 1\]"):
+        ProposalCount([5, 1])
+
+
+def test_activations_follow_the_paper(tmp_path):
+    """Sides of fig. 4; an unpooling leaves at least three of four values at 0."""
+    torch.manual_seed(0)
+    table = Activations(images=1)(subject(DeconvNet(21, width=0.03), images=1), tmp_path)
+    assert [row["side"] for row in table] == [14, 28, 28, 56, 56, 112, 112, 224, 224]
+    assert all(row["active values"] <= 0.25 for row in table if row["map"].startswith("unpool"))
+    assert all(0 <= row["on the object"] <= 1.0001 for row in table)
+    assert Image.open(tmp_path / "activations.png").width > 600
+
+
+def test_activations_need_a_deconvolution_network(tmp_path):
+    with pytest.raises(UserError, match="Nothing has no maps of deconvolutions"):
+        Activations()(subject(), tmp_path)
+
+
+def test_the_command_writes_table_and_pictures(segmod, small, tmp_path, capsys):
+    assert segmod("train", *small, "trainer.max_epochs=1") == 0
+    (run,) = tmp_path.glob("runs/**/seed0")
+    capsys.readouterr()
+    assert segmod("study", f"run={run}", "study=object_sizes", "study.images=2") == 0
+    folder = run / "studies" / "object_sizes-val+study.images-2"
+    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    assert list(rows[0])[:2] == ["share of the image", "objects"]
+    assert (folder / "sizes.png").is_file()
+    assert "table and pictures in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "study=... is required; choose one of activations, class_probabilities, object_sizes, proposal_count"),
+        (["study=colours"], "study=colours: no such option"),
+        (["study=object_sizes", "run=nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(segmod, capsys, overrides, message):
+    assert segmod("study", "run=x", *overrides) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_pictures_go_to_loggers_that_take_them(tmp_path, monkeypatch):
+    from segmod import study
+
+    sent = {}
+    logger = SimpleNamespace(
+        log_image=lambda key, images: sent.update({key: images}),
+        log_table=lambda key, columns, data: sent.update({key: data}),
+        finalize=lambda status: None,
+    )
+    monkeypatch.setattr(
+        "segmod.instantiate.instantiate", lambda cfg, key: logger if key.endswith("wandb") else object()
+    )
+    (tmp_path / "page.png").write_bytes(b"")
+    study.log_pictures({"logger": {"csv": {}, "wandb": {}}}, tmp_path, [{"a": 1, "b": 0.5}])
+    assert sent == {f"{tmp_path.name}/page": [str(tmp_path / "page.png")], f"{tmp_path.name}/table": [[1, 0.5]]}
