@@ -30,21 +30,28 @@ CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 log = logging.getLogger("segmod")
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def command(
+    config_name: str, after: Callable[[list[Any]], None] | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Turn ``job(cfg)`` into the entry point of a command.
+
+    ``after`` is called with what the jobs returned, once all of a sweep are done.
 
     Exit codes: 0 done; 1 a user's mistake, told in one line on stderr; 2 usage; 128 + n stopped by signal n, saved.
     A traceback is printed for what is not the user's mistake alone; SEGMOD_TRACEBACK=1 prints it always.
     """
 
     def decorate(job: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        returned: list[Any] = []
+
         @wraps(job)
         def logged_job(cfg: DictConfig) -> Any:
             from segmod.launch import job_environment
 
             with job_environment(cfg):
                 try:
-                    return job(cfg)
+                    returned.append(job(cfg))
+                    return returned[-1]
                 except Exception as error:
                     if not is_multirun():  # leave here: Hydra would print lines of its own
                         sys.exit(_report(error, config_name))
@@ -60,8 +67,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             hydra_internals.run_and_report = lambda func: func()
             if not runs.is_leader():
                 sys.argv.append("hydra/job_logging=none")
+            returned.clear()
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(logged_job)()
+                if after is not None and returned:
+                    after(returned)
             except BaseException as error:
                 sys.exit(_report(error, config_name))
 
@@ -95,7 +105,8 @@ def choices() -> dict[str, Any]:
 def _report(error: BaseException, config_name: str) -> int:
     """Tell an error to the user; returns the exit code."""
     if signum := _signal_of(error):
-        sys.stderr.write(f"segmod: stopped by signal {signum}; the same command goes on from the last checkpoint\n")
+        how_on = "; the same command goes on from the last checkpoint" if config_name == "train" else ""
+        sys.stderr.write(f"segmod: stopped by signal {signum}{how_on}\n")
         return 128 + signum
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1

@@ -1,0 +1,161 @@
+"""What a net costs: parameters, operations, tensors kept for the backward pass, seconds, peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from statistics import mean, median, quantiles
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from segmod.types import IGNORE_INDEX, Batch
+
+
+def random_batch(batch: int, size: tuple[int, int], num_classes: int, device: torch.device | str = "cpu") -> Batch:
+    """Images of noise with a random label for each pixel, a twentieth of them void; the same ones each time.
+
+    Args:
+        batch: Number of images.
+        size: Height and width.
+        num_classes: Labels are below it.
+        device: Where the tensors go.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.randint(num_classes, (batch, *size), generator=generator)
+    mask[torch.rand(batch, *size, generator=generator) < 0.05] = IGNORE_INDEX
+    return {
+        "image": torch.randn(batch, 3, *size, generator=generator).to(device),
+        "mask": mask.to(device),
+        "name": [str(i) for i in range(batch)],
+        "index": torch.arange(batch, device=device),
+    }
+
+
+# -- counts ----------------------------------------------------------------------------------------------------------
+
+
+def parameters(net: nn.Module) -> dict[str, int]:
+    """Number of all parameters and of those that are trained."""
+    counts = [(p.numel(), p.requires_grad) for p in net.parameters()]
+    return {"parameters": sum(n for n, _ in counts), "trainable_parameters": sum(n for n, trained in counts if trained)}
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations, two a multiply-add, of the convolutions and matrix products, as torch counts them.
+
+    Resizing, pooling, normalisation and activations are not counted; what checkpointing computes again is.
+    """
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def saved_bytes(loss: Callable[[], Tensor], model: nn.Module) -> int:
+    """Bytes that autograd keeps between the forward and the backward pass, each storage once.
+
+    Parameters and buffers are left out: they are there anyway. The images count, if a layer keeps them.
+
+    Args:
+        loss: One forward pass; its result holds the graph.
+        model: Whose parameters and buffers are left out.
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no other storage gets the same address
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage._cdata, storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = loss()
+    del result
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(work: Callable[[], object], device: torch.device, passes: int, warmup: int) -> list[tuple[float, float]]:
+    """Wall and CPU seconds (of all threads) of each pass, after some that are not counted."""
+    seconds = []
+    for _ in range(warmup + passes):
+        synchronize(device)
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        synchronize(device)
+        seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return seconds[warmup:]
+
+
+def spread(rounds: Iterable[Sequence[float]]) -> dict[str, float]:
+    """Median, quartiles (linear between the values), extremes, mean and count of what several rounds measured."""
+    values = list(chain(*rounds))
+    q1, q2, q3 = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
+    return {
+        "median": q2, "q1": q1, "q3": q3, "min": min(values), "max": max(values), "mean": mean(values),
+        "count": len(values),
+    }  # fmt: skip
+
+
+def ratio_of_rounds(rounds: Iterable[Sequence[float]], reference: Iterable[Sequence[float]]) -> float:
+    """Median over the rounds of the ratio of the medians: what slows the machine for a while slows both alike."""
+    return median(median(own) / median(other) for own, other in zip(rounds, reference, strict=True))
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+class PeakMemory:
+    """Peak memory of this process from here on: of the GPU's allocator, or resident and above what there is now.
+
+    A small training step is made first, so that the libraries' own pages are not counted.
+
+    Args:
+        device: Where the work will be done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)).to(device)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        logits = F.interpolate(net(torch.zeros(1, 3, 18, 18, device=device)), size=(18, 18), mode="bilinear")
+        F.cross_entropy(logits, torch.zeros(1, 18, 18, dtype=torch.int64, device=device)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        del net, optimizer, logits
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        self._start = _resident("VmRSS")
+
+    def read(self) -> dict[str, int]:
+        """``memory_bytes``, and on a GPU ``reserved_bytes``, what the allocator took from the driver."""
+        if self.device.type == "cuda":
+            return {
+                "memory_bytes": int(torch.cuda.max_memory_allocated(self.device)),
+                "reserved_bytes": int(torch.cuda.max_memory_reserved(self.device)),
+            }
+        return {"memory_bytes": _resident("VmHWM") - self._start}
+
+
+def _resident(entry: str) -> int:
+    """Resident bytes now (VmRSS) or at most (VmHWM): Linux tells them of this process alone, and not of its parent."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith(entry))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
