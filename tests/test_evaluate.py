@@ -135,6 +135,37 @@ def test_submission_holds_what_was_scored(run: Path, root: Path) -> None:
     assert [0.0 if v is None else v for v in result["iou"].values()] == pytest.approx(iou.tolist())
 
 
+SMALL_BOXES = ["proposals=grid", "inference.size=32", "inference.min_side=20", "inference.max_proposals=5"]
+
+
+def test_proposals_of_a_run_by_its_name_and_their_submission(run: Path) -> None:
+    named = ["run=small", f"runs={run.parents[2]}"]
+    call(evaluate.main, *named, "inference=proposals", *SMALL_BOXES, "split=few", "submission=true", *PLAIN)
+    (folder,) = (run / "evaluation").glob("proposals-few+*")
+    assert "proposals-grid" in folder.name
+    result = read_metrics(folder)
+    assert (result["inference"], result["images"], result["checkpoint"]) == ("proposals", 2, "best.ckpt")
+    assert result["predictor"]["proposals"]["_target_"].endswith("GridBoxes")
+    assert len(list(folder.glob("results/VOC2012/Segmentation/comp6_few_cls/*.png"))) == 2
+    assert (folder / "comp6_few_cls.tar.gz").is_file()
+
+
+def test_ensemble_with_itself_changes_nothing_and_says_which_run_it_was(run: Path) -> None:
+    given = [f"run={run}", f"runs={run.parents[2]}", "inference=ensemble", "inference.fcn.run=small"]
+    call(evaluate.main, *given, "inference@inference.own=dense", *PLAIN)
+    (folder,) = (run / "evaluation").glob("ensemble-val+*")
+    result = read_metrics(folder)
+    assert result["metrics"] == pytest.approx(read_metrics(run)["metrics"])
+    assert result["predictor"]["fcn"]["run"] == str(run)
+
+
+def test_members_that_are_not_there_are_told_first(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(evaluate.main, f"run={run}", "inference=ensemble_crf", *PLAIN)
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("segmod: error: inference.predictor.fcn.run=fcn8s: no run there, and none of that name")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

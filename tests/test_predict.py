@@ -226,3 +226,17 @@ def test_mistakes_are_one_line(
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("segmod: error: ")
     assert message in last
+
+
+def test_boxes_of_a_photo_are_found_and_not_kept(
+    run: Path, tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGMOD_PROPOSALS", str(tmp_path / "kept"))
+    photo.resize((120, 90)).save(tmp_path / "x.png")
+    given = ["inference=proposals", "inference.size=32", "inference.min_side=20", "inference.max_proposals=3"]
+    call(predict.main, f"run={run}", f"input={tmp_path}/x.png", f"output={tmp_path}", "probabilities=true", *given)
+    scores = np.load(tmp_path / "probabilities" / "x.npz")["probabilities"]
+    assert scores.shape == (21, 90, 120)
+    np.testing.assert_allclose(scores.astype(np.float32).sum(0), 1, atol=0.01)
+    assert np.abs(scores.astype(np.float32) - 1 / 21).max() > 0.01  # some box was scored
+    assert not (tmp_path / "kept").exists()
