@@ -77,7 +77,7 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
         if _builds(value):
             check(value, f"{key}.{name}")
         elif name in hints:
-            _check_type(value, hints[name], f"{key}.{name}")
+            check_type(value, hints[name], f"{key}.{name}")
     if not node.get("_partial_"):
         for name, parameter in _own_parameters(target).items():
             needed = parameter.default is parameter.empty and parameter.kind not in (
@@ -136,7 +136,12 @@ def _builds(value: Any) -> bool:
     return isinstance(value, list) and any(map(_builds, value))
 
 
-def _check_type(value: Any, hint: Any, key: str) -> None:
+def check_type(value: Any, hint: Any, key: str) -> None:
+    """Check the value of a key.
+
+    Raises:
+        UserError: It is of another type.
+    """
     try:
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticUserError:
