@@ -1,14 +1,16 @@
-"""Resampling of score maps: what nets and predictors share."""
+"""Resampling of score maps and other steps that nets and predictors share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False, antialias: bool = False) -> Tensor:
@@ -26,6 +28,30 @@ def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False, ant
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners, antialias=antialias)
+
+
+def recompute(layer: nn.Module, *inputs: Tensor) -> Any:
+    """Output of a layer whose inner maps are not kept for the gradient but computed again: less memory, more time.
+
+    The second time batch norm leaves its running statistics as they are, so training takes the very same course.
+    """
+    if not torch.is_grad_enabled():
+        return layer(*inputs)
+    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _untracked(layer)))
+
+
+@contextmanager
+def _untracked(layer: nn.Module) -> Iterator[None]:
+    """Keep the batch norms of a layer from updating their running statistics."""
+    norms = [part for part in layer.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 def crop(maps: Tensor, offset: int, size: tuple[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
@@ -142,6 +143,15 @@ class Linear(Schedule):
 
     def factor(self, t: int, total: float) -> float:  # noqa: D102
         return max(0.0, 1.0 - t / total)
+
+
+class Compound(Schedule):
+    """Product of 1 - i / total over i = 1 ... t: falls towards zero ever faster."""
+
+    def factor(self, t: int, total: float) -> float:  # noqa: D102
+        if t >= total:
+            return 0.0
+        return math.exp(math.lgamma(total) - math.lgamma(total - t) - t * math.log(total))
 
 
 class Step(Schedule):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from segmod.optim import Constant, Linear, Poly, Schedule, Step, param_groups, scale_groups
+from segmod.optim import Compound, Constant, Linear, Poly, Schedule, Step, param_groups, scale_groups
 from segmod.types import UserError
 
 
@@ -80,3 +80,12 @@ def test_schedule_state_loads_as_plain_weights(tmp_path) -> None:  # type: ignor
     other = Poly(torch.optim.SGD(net().parameters(), lr=1.0), total_steps=10)
     other.load_state_dict(torch.load(tmp_path / "s.pt", weights_only=True))
     assert other.last_epoch == 3
+
+
+def test_compound_multiplies_the_factors_of_all_epochs() -> None:
+    # 1, then 3/4, then 3/4 * 2/4, then 3/4 * 2/4 * 1/4
+    assert rates(Compound, 4, total_steps=4) == pytest.approx([1, 0.75, 0.375, 0.09375])
+    # after 10 and 20 of 30 epochs the product is 0.123 and 7e-5
+    found = rates(Compound, 31, total_steps=30)
+    assert (found[10], found[20]) == pytest.approx((0.1230925, 6.987965e-5))
+    assert found[30] == 0
