@@ -38,7 +38,7 @@ def net(request):
     net = built(request.param)
     torch.manual_seed(1)
     for parameter in net.parameters():  # score layers start at zero, which would stop every gradient below them
-        if not parameter.any():
+        if parameter.dim() > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.1)
     return net.eval()
 
