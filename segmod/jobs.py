@@ -66,6 +66,7 @@ class Job:
         height, width = s["size"]
         words = [s["device"].replace(":", ""), f"{s['batch']}x{height}x{width}", s["precision"]]
         words += [f"{name}_{value}".lower() for name, value in self.given.items() if value is not None]
+        words += ["_".join(self.what)] if set(self.what) != set(WHAT) else []
         overrides = "" if self.folder.name == self.name else self.folder.name
         return self.name, overrides, "-".join(words)
 
