@@ -93,22 +93,23 @@ def settle(cfg: DictConfig, run: runs.Run) -> DictConfig:
         run_cfg.model.net.weights = None  # the checkpoint brings all weights
     if run_cfg.get("inference") is not None:
         predictor = OmegaConf.to_container(run_cfg.inference)
-        find_members(predictor, "inference", str(cfg.get("runs") or "runs"))
+        find_members(predictor, "inference", str(cfg.get("runs") or "runs"), run.directory.name)
         run_cfg.inference = predictor
     return run_cfg
 
 
-def find_members(node: Any, key: str, root: str) -> None:
+def find_members(node: Any, key: str, root: str, seed: str) -> None:
     """Give each other run that an ensemble names (``_target_: segmod.evaluate.trained``) by its folder, in place.
 
-    So a mistake is told by its key before anything is loaded, and the record says which run it was.
+    So a mistake is told by its key before anything is loaded, and the record says which run it was. Of several seeds
+    that of the run itself is taken.
     """
     if not isinstance(node, dict):
         return
     if node.get("_target_") == "segmod.evaluate.trained" and node.get("run") is not None:
-        node["run"] = str(runs.find_run(str(node["run"]), root, f"{key}.run").directory)
+        node["run"] = str(runs.find_run(str(node["run"]), root, f"{key}.run", seed).directory)
     for name, value in node.items():
-        find_members(value, f"{key}.{name}", root)
+        find_members(value, f"{key}.{name}", root, seed)
 
 
 def trained(run: str | None, norm: str, root: str = "runs") -> TrainedPredictor | None:
@@ -169,7 +170,7 @@ def inference_name(run_cfg: DictConfig) -> str:
 
 def evaluation_name(run_cfg: DictConfig) -> str:
     """Folder of an evaluation: ``<inference>-<split>``, and what else was changed by hand."""
-    groups = ("inference.", "proposals", "checkpoint=", "data.", "trainer.")
+    groups = ("inference.", "inference@", "proposals", "checkpoint=", "data.", "trainer.")
     changes = [override for override in cli.overrides() if override.lstrip("+").startswith(groups)]
     suffix = runs.readable(changes, with_model_and_data=True)
     return "+".join(filter(None, [f"{inference_name(run_cfg)}-{run_cfg.data.val_split}", suffix]))

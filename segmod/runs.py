@@ -25,6 +25,7 @@ _INFRASTRUCTURE = re.compile(
     r"(runs|overwrite|seed|name|run_dir|experiment|sweep|reported|logger|hydra)([./].*)?"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|default_root_dir|enable_\w+|log_every_n_steps|profiler)"
     r"|callbacks\.(progress|summary|pictures|panels)\..*|callbacks\.checkpoints\.every_n_steps"
+    r"|inference\.(\w+\.)*batch_size"
     r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)|proposals\.root"
 )
 _DEVICE_TRAINERS = {"default", "cpu", "gpu", "ddp"}
@@ -34,6 +35,7 @@ _FREE_KEYS = re.compile(
     r"|trainer\.(_target_|accelerator|devices|num_nodes|strategy|default_root_dir|enable_\w+|log_every_n_steps|profiler"
     r"|benchmark|use_distributed_sampler|num_sanity_val_steps)"
     r"|callbacks\.(progress|summary|pictures|panels|lr_monitor)(\..*)?|callbacks\.checkpoints\.(directory|every_n_steps)"
+    r"|(inference|model\.predictor)\.(\w+\.)*batch_size"
     r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)|(data|inference)\.(.*\.)?proposals\.root"
 )
 
@@ -150,19 +152,22 @@ class Run:
         )
 
 
-def find_run(given: str, root: str = "runs", key: str = "run") -> Run:
+def find_run(given: str, root: str = "runs", key: str = "run", seed: str | None = None) -> Run:
     """The run that a user names: by its folder, by a folder with one run below it, or by the name of a run.
 
     Args:
         given: Such as ``runs/fcn8s/seed0``, ``runs/fcn8s`` or ``fcn8s``.
         root: Folder of the runs, where names are looked for.
         key: Config key to name in messages.
+        seed: Folder name such as ``seed0``; where several runs are found, those of another name are left out.
 
     Raises:
         UserError: There is no such run, or there are several.
     """
     for path in (Path(given).expanduser(), Path(root).expanduser() / given):
         found = sorted(p.parents[1] for depth in ("", "*/", "*/*/") for p in path.glob(f"{depth}.hydra/config.yaml"))
+        if len(found) > 1:
+            found = [path for path in found if path.name == seed] or found
         if len(found) > 1:
             listed = ", ".join(map(str, found[:6])) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
             raise UserError(f"{key}={given}: there are {len(found)} runs; choose one of {listed}")

@@ -27,6 +27,7 @@ def test_infrastructure_names_no_directory() -> None:
         "seed=4", "runs=elsewhere", "overwrite=true", "logger=wandb", "logger.wandb.offline=false", "trainer=ddp",
         "trainer.devices=2", "trainer.enable_progress_bar=false", "data.num_workers=3", "data.root=/data",
         "experiment=fcn8s", "sweep=fcn_staged", "hydra.launcher.n_jobs=2", "name=x", "data=voc", "model=fcn8s",
+        "inference.batch_size=2", "inference.predictor.own.batch_size=2",
     ]  # fmt: skip
     assert directory(infrastructure) == "runs/tiny-synthetic/seed0"
     assert directory(["trainer=debug"]) == "runs/tiny-synthetic/trainer-debug/seed0"
@@ -158,5 +159,8 @@ def test_a_run_is_found_by_its_folder_or_name(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match=r"inference\.fcn\.run=fcn8s: there are 2 runs; choose one of .*seed0, .*seed1"):
         runs.find_run("fcn8s", key="inference.fcn.run")
     assert runs.find_run("fcn8s/data-voc/seed1").directory == two
+    assert runs.find_run("fcn8s", seed="seed1").directory == two
+    with pytest.raises(UserError, match="there are 2 runs"):
+        runs.find_run("fcn8s", seed="seed7")
     with pytest.raises(UserError, match="run=fcn16s: no run there, and none of that name in runs"):
         runs.find_run("fcn16s")
