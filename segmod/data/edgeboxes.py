@@ -89,8 +89,9 @@ class EdgeBoxes(StoredProposals):
         """Return the boxes of an image, uint8 (H, W, 3) RGB."""
         edges, direction = forest_edges(image, self.model) if self.model else gradient_edges(image, self.sigma)
         found = cv2.ximgproc.createEdgeBoxes(**self.settings).getBoundingBoxes(edges, direction)
-        boxes = np.asarray(found[0], dtype=np.float32).reshape(-1, 4)  # x, y, width, height; empty where none is
-        scores = np.asarray(found[1], dtype=np.float32).ravel()  # (N, 1) in OpenCV 4, (N,) in 5
+        boxes = np.asarray(found[0], dtype=np.float32).reshape(-1, 4)  # x, y, width, height
+        # (N, 1) in OpenCV 4, (N,) in 5, None where there is no box
+        scores = np.asarray(found[1] if len(boxes) else [], dtype=np.float32).ravel()
         corners = np.column_stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
         return tidy(np.column_stack([corners, scores]), *image.shape[:2])
 
