@@ -233,7 +233,7 @@ def _facts(row: Row) -> list[str]:
 
 
 def _place(data: Mapping[str, Any]) -> str:
-    images = f", {data['images']} images" if data.get("images") else ""
+    images = f", {data['images']}{'' if 'crops' in data['split'] else ' images'}" if data.get("images") else ""
     return f"{data['data']} {data['split']}{images}"
 
 
