@@ -179,7 +179,11 @@ class BoxCropDataModule(L.LightningDataModule):
         first = self.images.place()[0] == 0
         found = list(rich.progress.track(loader, f"Boxes of {split}", transient=True, disable=not first))
         boxes = Boxes.joined(found)
-        require(len(boxes) > 0, f"split {split} of {len(images)} images has no object to cut out; choose another split")
+        require(
+            len(boxes) > 0,
+            f"split {split} of {len(images)} images has no object to cut out; choose another split"
+            + (", or lower data.crops.min_side" if self.min_side else ""),
+        )
         if first:
             log.info("%s: %d boxes in %d images; objects: %s", split, len(boxes), len(images), images.object_source())
         self._found[split] = boxes
