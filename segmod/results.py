@@ -6,12 +6,16 @@ import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from segmod import runs
+from segmod.jobs import without_weights
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,22 @@ class Score:
     images: int | None  # how many were scored, where the file says so
     values: Mapping[str, float]
     reported: Sequence[Mapping[str, Any]]  # rows of tables that this score belongs to
+    net: Any = None  # resolved node model.net of the run, without its weights
+    costs: str = ""  # what time and memory among the values were measured on
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.json."""
+
+    folder: Path  # as of the runs with the same choices
+    name: str
+    settings: Mapping[str, Any]
+    net: Any  # as of a score
+    values: Mapping[str, float]
+    reported: Sequence[Mapping[str, Any]]
+    machine: str
+    written: float  # seconds since the epoch
 
 
 def collect(root: Path) -> list[Score]:
@@ -77,7 +97,72 @@ def read_score(path: Path) -> Score:
         images=contents.get("images"),
         values={key: float(value) for key, value in values.items() if value is not None},
         reported=contents.get("reported") or [],
+        net=_net(cfg),
     )
+
+
+def _net(cfg: DictConfig) -> Any:
+    try:
+        return without_weights(OmegaConf.to_container(cfg.model.net, resolve=True))
+    except OmegaConfBaseException:  # none, or one that refers to what is not there
+        return None
+
+
+def collect_benchmarks(root: Path) -> list[Benchmark]:
+    """All benchmarks below a folder, the preferred last: on a GPU before on a CPU, newer before older."""
+    found = []
+    for path in sorted(root.rglob("benchmark.json")):
+        try:
+            found.append(read_benchmark(path))
+        except Exception as error:  # whatever a foreign file can cause
+            log.warning("segmod: warning: %s is left out: no benchmark (%s)", path, str(error).split("\n")[0])
+    return sorted(found, key=lambda b: (str(b.settings["device"]).startswith("cuda"), b.written))
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """Read one benchmark.json."""
+    contents = json.loads(path.read_text())
+    settings, hardware = contents["settings"], contents["hardware"]
+    gpu = str(settings["device"]).startswith("cuda") and hardware["gpus"]
+    return Benchmark(
+        folder=path.resolve().parents[2],
+        name=str(contents["name"]),
+        settings=settings,
+        net=contents["net"],
+        values={key: float(value) for key, value in contents["values"].items()},
+        reported=contents.get("reported") or [],
+        machine=hardware["gpus"][0] if gpu else f"{hardware['machine']} CPU, {settings['threads']} threads",
+        written=path.stat().st_mtime,
+    )
+
+
+def with_costs(scores: Sequence[Score], benchmarks: Sequence[Benchmark], wanted: Mapping[str, Any]) -> list[Score]:
+    """Scores with the time and memory of their nets, and further ones for nets that were measured and not trained.
+
+    Args:
+        scores: Of runs and evaluations.
+        benchmarks: The preferred last.
+        wanted: Settings that a benchmark must have to count.
+    """
+    fitting = [b for b in benchmarks if all(b.settings.get(key) == value for key, value in wanted.items())]
+    shown = {k: "x".join(map(str, v)) if isinstance(v, list) else v for k, v in wanted.items()}
+    what = ", ".join(f"{key} {value}" for key, value in shown.items())
+
+    def costs(net: Any) -> dict[str, Any]:
+        of_net = [b for b in fitting if net is not None and b.net == net]
+        values = {key: value for b in of_net for key, value in b.values.items()}
+        return {"values": values, "costs": f"{of_net[-1].machine} ({what})" if of_net else ""}
+
+    found = []
+    for score in scores:
+        known = costs(score.net)
+        found.append(replace(score, values={**known["values"], **score.values}, costs=known["costs"]))
+    for b in fitting:
+        if all(score.net != b.net or score.name != b.name for score in found):
+            found.append(
+                Score(b.folder, b.name, "", "", "", "", "", None, reported=b.reported, net=b.net, **costs(b.net))
+            )
+    return found
 
 
 def over_epochs(path: Path) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -13,65 +12,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segmod import cli
-from segmod.results import Score, collect
+from segmod.results import collect, collect_benchmarks
+from segmod.rows import RUNS, Column, Row, make_rows
 from segmod.types import UserError
 
 log = logging.getLogger(__name__)
 
 DASH = "\N{EN DASH}"
-RUNS = "runs"  # the table of all runs, which no paper has
 _DEFAULT_COLUMNS = [{"metric": name, "header": name} for name in ("miou", "pixel_acc", "mean_acc", "fwiou")]
 _DIGITS = {"%": 1, "MiB": 0, "s": 3}
-_FACTORS = {"%": 100.0, "MiB": 2.0**-20, "s": 1.0}  # from the units of metrics.json to those of a table
 _KINDS = ("ours", "paper", "difference")
 _WIDE = 4  # tables with more columns than this have ours, paper and difference below each other
-
-
-@dataclass(frozen=True)
-class Column:
-    """One quantity of a table.
-
-    Attributes:
-        metric: Key of `Score.values`.
-        header: What the paper calls it.
-        unit: Of the table: %, MiB or s.
-    """
-
-    metric: str
-    header: str
-    unit: str = "%"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: a system as the paper reports it, and as runs of one setting reached it, one a seed."""
-
-    label: str
-    order: float = 0
-    paper: Mapping[str, float] = field(default_factory=dict)  # by metric, in the units of metrics.json
-    paper_data: Mapping[str, Any] = field(default_factory=dict)  # data, split, images
-    source: str | None = None
-    command: str = ""  # makes the missing runs; empty where nothing here can
-    scores: Sequence[Score] = ()
-
-    def ours(self, column: Column) -> list[float]:
-        """What each seed reached, in the unit of the column."""
-        values = [score.values[column.metric] for score in self.scores if column.metric in score.values]
-        return [_FACTORS[column.unit] * value for value in values]
-
-    def theirs(self, column: Column) -> float | None:
-        """What the paper reports, in the unit of the column."""
-        return _FACTORS[column.unit] * self.paper[column.metric] if column.metric in self.paper else None
-
-    def comparable(self) -> bool:
-        """Whether ours was scored on the paper's images, as far as one can tell."""
-        theirs = self.paper_data
-        return not theirs or all(
-            # a later VOC holds the images of the earlier ones, so its year does not matter
-            (score.data[:3], score.split) == (theirs["data"][:3], theirs["split"])
-            and score.images in (None, theirs["images"])
-            for score in self.scores
-        )
 
 
 @cli.command("tables")
@@ -85,78 +36,16 @@ def main(cfg: DictConfig) -> None:
     root = Path(cfg.runs).expanduser()
     if not root.is_dir():
         raise UserError(f"runs={cfg.runs}: no such folder; train first (segmod-train), or give runs=FOLDER")
-    scores = collect(root)
-    if not scores and cfg.table in (None, RUNS):
+    scores, benchmarks = collect(root), collect_benchmarks(root)
+    if not scores and not benchmarks and cfg.table in (None, RUNS):
         raise UserError(f"runs={cfg.runs}: no finished run there; train first (segmod-train), or give runs=FOLDER")
     for name in [cfg.table] if cfg.table else definitions:
         columns = [Column(**column) for column in definitions[name].get("columns", _DEFAULT_COLUMNS)]
-        rows = make_rows(name, definitions[name], columns, scores)
+        rows = make_rows(name, definitions[name], columns, scores, benchmarks)
         if cfg.table or any(row.scores for row in rows):
             write(Path(cfg.output).expanduser() / name, definitions[name]["caption"], columns, rows)
         else:
             log.info("no run belongs to the table %s; table=%s shows the commands that make them", name, name)
-
-
-def make_rows(
-    name: str, definition: Mapping[str, Any], columns: Sequence[Column], scores: Sequence[Score]
-) -> list[Row]:
-    """Rows of a table in the paper's order: each setting of an experiment a row of its own, its seeds together.
-
-    They come from the ``reported`` entries of the experiments and of the runs, and from the csv file of the systems
-    that nobody trains here.
-    """
-    by_setting: dict[tuple[Path, str], list[Score]] = {}
-    for score in scores:
-        by_setting.setdefault((score.folder, score.evaluation), []).append(score)
-    groups = list(by_setting.values())
-    if name == RUNS:
-        return [Row(_label(group[0].name, group[0]), scores=group) for group in groups]
-    entries = {entry["row"]: entry for entry in _experiments(name, definition.get("overrides", ""))}
-    for entry in (entry for score in scores for entry in score.reported if entry["table"] == name):
-        entries.setdefault(entry["row"], entry)
-    rows = list(_literature(definition, columns))
-    for label, entry in entries.items():
-        paper, data = entry.get("metrics") or {}, entry.get("scored_on") or {}
-        row = Row(label, entry.get("order", 0), paper, data, entry.get("source"), entry.get("command", ""))
-        found = [group for group in groups if _belongs(group[0], entry)]
-        rows += [replace(row, label=_label(row.label, group[0]), scores=group) for group in found] or [row]
-    return sorted(rows, key=lambda row: row.order)
-
-
-def _label(label: str, score: Score) -> str:
-    note = ", ".join(filter(None, [score.settings, score.evaluation]))
-    return f"{label} [{note}]" if note else label
-
-
-def _belongs(score: Score, entry: Mapping[str, Any]) -> bool:
-    """Whether a score is one of a row: of its experiment, and of its way of inference, or of none that has a row."""
-    of_table = [other for other in score.reported if other["table"] == entry["table"]]
-    if entry["row"] not in [other["row"] for other in of_table]:
-        return False
-    if entry.get("inference"):
-        return bool(score.inference == entry["inference"])
-    return score.inference not in [other.get("inference") for other in of_table]
-
-
-def _experiments(table: str, overrides: str) -> Iterator[Mapping[str, Any]]:
-    """The ``reported`` entries of all experiments for a table, each with the command that makes its row."""
-    for path in sorted((cli.CONF_DIR / "experiment").glob("*.yaml")):
-        experiment: Any = OmegaConf.to_container(OmegaConf.load(path))
-        for entry in experiment.get("reported", []):
-            if entry["table"] == table:
-                command = f"segmod-train experiment={path.stem} {overrides}".strip()
-                if entry.get("inference"):
-                    command = f"segmod-evaluate run=runs/{experiment['name']}/seed0 inference={entry['inference']}"
-                yield {**entry, "command": command}
-
-
-def _literature(definition: Mapping[str, Any], columns: Sequence[Column]) -> Iterator[Row]:
-    if "literature" in definition:
-        with (cli.CONF_DIR / "tables" / definition["literature"]).open(newline="") as file:
-            for line in csv.DictReader(file):
-                paper = {c.metric: float(line[c.header]) / _FACTORS[c.unit] for c in columns if line.get(c.header)}
-                data, source = definition.get("scored_on", {}), definition.get("source")
-                yield Row(line["row"], float(line["order"]), paper, data, source)
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -228,8 +117,8 @@ def _heading(column: Column) -> str:
 
 def _facts(row: Row) -> list[str]:
     """Label, number of runs, and what they were scored on."""
-    first = row.scores[0] if row.scores else None
-    return [row.label, str(len(row.scores)) if first else "", _place(vars(first)) if first else ""]
+    trained = row.trained()
+    return [row.label, str(len(trained)) if trained else "", _place(vars(trained[0])) if trained else ""]
 
 
 def _place(data: Mapping[str, Any]) -> str:
@@ -241,7 +130,7 @@ def _cells(row: Row, column: Column) -> tuple[str, str, str]:
     """Ours (mean and standard deviation over the seeds), the paper's, and the difference."""
     values, paper, digits = row.ours(column), row.theirs(column), _DIGITS[column.unit]
     ours = f"{mean(values):.{digits}f}" if values else DASH
-    if len(values) > 1:
+    if len(set(values)) > 1:  # a benchmark's number is the same for all seeds
         ours += f" ± {stdev(values):.{digits}f}"
     if paper is None:
         return ours, DASH, DASH
@@ -254,12 +143,14 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     notes = []
     for row in rows:
         if not row.comparable():
-            ours = ", ".join(sorted({_place(vars(score)) for score in row.scores}))
+            ours = ", ".join(sorted({_place(vars(score)) for score in row.trained()}))
             notes.append(f"† {row.label}: ours on {ours}, the paper's on {_place(row.paper_data)}: other images.")
-    if any(len(row.scores) > 1 for row in rows):
+    if any(len(row.trained()) > 1 for row in rows):
         notes.append("Ours: mean ± standard deviation over the seeds.")
-    if missing := [f"- {row.label}: `{row.command}`" for row in rows if row.command and not row.scores]:
+    if missing := [f"- {row.label}: `{row.command}`" for row in rows if row.command and not row.trained()]:
         notes.append("\n".join(["Not run yet:", "", *missing]))
+    if costs := dict.fromkeys(score.costs for row in rows for score in row.scores if score.costs):
+        notes.append(f"Time and memory of ours: {'; '.join(costs)}. The paper's are of its own machine.")
     if sources := dict.fromkeys(f"{row.source} ({_place(row.paper_data)})" for row in rows if row.source):
         notes.append(f"The paper's numbers: {'; '.join(sources)}.")
     return notes

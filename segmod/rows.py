@@ -1,0 +1,136 @@
+"""The rows of a table: what the finished runs reached, beside what the papers report."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from segmod import cli
+from segmod.results import Benchmark, Score, with_costs
+
+RUNS = "runs"  # the table of all runs, which no paper has
+FACTORS = {"%": 100.0, "MiB": 2.0**-20, "s": 1.0}  # from the units of metrics.json to those of a table
+
+
+@dataclass(frozen=True)
+class Column:
+    """One quantity of a table.
+
+    Attributes:
+        metric: Key of `Score.values`.
+        header: What the paper calls it.
+        unit: Of the table: %, MiB or s.
+    """
+
+    metric: str
+    header: str
+    unit: str = "%"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a system as the paper reports it, and as runs of one setting reached it, one a seed."""
+
+    label: str
+    order: float = 0
+    paper: Mapping[str, float] = field(default_factory=dict)  # by metric, in the units of metrics.json
+    paper_data: Mapping[str, Any] = field(default_factory=dict)  # data, split, images
+    source: str | None = None
+    command: str = ""  # makes the missing runs; empty where nothing here can
+    scores: Sequence[Score] = ()
+
+    def ours(self, column: Column) -> list[float]:
+        """What each seed reached, in the unit of the column."""
+        values = [score.values[column.metric] for score in self.scores if column.metric in score.values]
+        return [FACTORS[column.unit] * value for value in values]
+
+    def theirs(self, column: Column) -> float | None:
+        """What the paper reports, in the unit of the column."""
+        return FACTORS[column.unit] * self.paper[column.metric] if column.metric in self.paper else None
+
+    def comparable(self) -> bool:
+        """Whether ours was scored on the paper's images, as far as one can tell."""
+        theirs = self.paper_data
+        return not theirs or all(
+            # a later VOC holds the images of the earlier ones, so its year does not matter
+            (score.data[:3], score.split) == (theirs["data"][:3], theirs["split"])
+            and score.images in (None, theirs["images"])
+            for score in self.trained()
+        )
+
+    def trained(self) -> list[Score]:
+        """The scores of images: those of finished runs, and not of benchmarks alone."""
+        return [score for score in self.scores if score.split]
+
+
+def make_rows(
+    name: str,
+    definition: Mapping[str, Any],
+    columns: Sequence[Column],
+    scores: Sequence[Score],
+    benchmarks: Sequence[Benchmark] = (),
+) -> list[Row]:
+    """Rows of a table in the paper's order: each setting of an experiment a row of its own, its seeds together.
+
+    They come from the ``reported`` entries of the experiments and of the runs, and from the csv file of the systems
+    that nobody trains here. Time and memory come from the benchmarks with the settings that the definition names.
+    """
+    if "benchmark" in definition:
+        scores = with_costs(scores, benchmarks, definition["benchmark"])
+    by_setting: dict[tuple[Path, str], list[Score]] = {}
+    for score in scores:
+        by_setting.setdefault((score.folder, score.evaluation), []).append(score)
+    groups = list(by_setting.values())
+    if name == RUNS:
+        return [Row(_label(group[0].name, group[0]), scores=group) for group in groups]
+    entries = {entry["row"]: entry for entry in _experiments(name, definition.get("overrides", ""))}
+    for entry in (entry for score in scores for entry in score.reported if entry["table"] == name):
+        entries.setdefault(entry["row"], entry)
+    rows = list(_literature(definition, columns))
+    for label, entry in entries.items():
+        paper, data = entry.get("metrics") or {}, entry.get("scored_on") or {}
+        row = Row(label, entry.get("order", 0), paper, data, entry.get("source"), entry.get("command", ""))
+        found = [group for group in groups if _belongs(group[0], entry)]
+        rows += [replace(row, label=_label(row.label, group[0]), scores=group) for group in found] or [row]
+    return sorted(rows, key=lambda row: row.order)
+
+
+def _label(label: str, score: Score) -> str:
+    note = ", ".join(filter(None, [score.settings, score.evaluation]))
+    return f"{label} [{note}]" if note else label
+
+
+def _belongs(score: Score, entry: Mapping[str, Any]) -> bool:
+    """Whether a score is one of a row: of its experiment, and of its way of inference, or of none that has a row."""
+    of_table = [other for other in score.reported if other["table"] == entry["table"]]
+    if entry["row"] not in [other["row"] for other in of_table]:
+        return False
+    if entry.get("inference"):
+        return bool(score.inference == entry["inference"])
+    return score.inference not in [other.get("inference") for other in of_table]
+
+
+def _experiments(table: str, overrides: str) -> Iterator[Mapping[str, Any]]:
+    """The ``reported`` entries of all experiments for a table, each with the command that makes its row."""
+    for path in sorted((cli.CONF_DIR / "experiment").glob("*.yaml")):
+        experiment: Any = OmegaConf.to_container(OmegaConf.load(path))
+        for entry in experiment.get("reported", []):
+            if entry["table"] == table:
+                command = f"segmod-train experiment={path.stem} {overrides}".strip()
+                if entry.get("inference"):
+                    command = f"segmod-evaluate run=runs/{experiment['name']}/seed0 inference={entry['inference']}"
+                yield {**entry, "command": command}
+
+
+def _literature(definition: Mapping[str, Any], columns: Sequence[Column]) -> Iterator[Row]:
+    if "literature" in definition:
+        with (cli.CONF_DIR / "tables" / definition["literature"]).open(newline="") as file:
+            for line in csv.DictReader(file):
+                paper = {c.metric: float(line[c.header]) / FACTORS[c.unit] for c in columns if line.get(c.header)}
+                data, source = definition.get("scored_on", {}), definition.get("source")
+                yield Row(line["row"], float(line["order"]), paper, data, source)
