@@ -35,8 +35,8 @@ _FREE_KEYS = re.compile(
     r"|trainer\.(_target_|accelerator|devices|num_nodes|strategy|default_root_dir|enable_\w+|log_every_n_steps|profiler"
     r"|benchmark|use_distributed_sampler|num_sanity_val_steps)"
     r"|callbacks\.(progress|summary|pictures|panels|lr_monitor)(\..*)?|callbacks\.checkpoints\.(directory|every_n_steps)"
-    r"|(inference|model\.predictor)\.(\w+\.)*batch_size"
-    r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)|(data|inference)\.(.*\.)?proposals\.root"
+    r"|(inference|model\.predictor)\.(.*\.)?(batch_size|proposals\.root)|data\.(.*\.)?proposals\.root"
+    r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)"
 )
 
 
