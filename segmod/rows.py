@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from segmod import cli
+from segmod import cli, runs
 from segmod.results import Benchmark, Score, with_costs
 
 RUNS = "runs"  # the table of all runs, which no paper has
@@ -123,8 +123,20 @@ def _experiments(table: str, overrides: str) -> Iterator[Mapping[str, Any]]:
             if entry["table"] == table:
                 command = f"segmod-train experiment={path.stem} {overrides}".strip()
                 if entry.get("inference"):
-                    command = f"segmod-evaluate run=runs/{experiment['name']}/seed0 inference={entry['inference']}"
+                    needed = [_training(name, overrides) for name in (path.stem, *entry.get("members", []))]
+                    run = runs.run_dir("runs", experiment["name"], 0, overrides.split(), {})
+                    command = " && ".join([*needed, f"segmod-evaluate run={run} inference={entry['inference']}"])
                 yield {**entry, "command": command}
+
+
+def _training(experiment: str, overrides: str) -> str:
+    """The command that trains an experiment, with the stages before it where a sweep has them."""
+    for path in sorted((cli.CONF_DIR / "sweep").glob("*.yaml")):
+        stages = str(OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params.experiment", default="")).split(",")
+        stage: Any = OmegaConf.load(cli.CONF_DIR / "experiment" / f"{experiment}.yaml")
+        if stages[-1] == experiment and stage.get("init_from"):
+            return f"segmod-train sweep={path.stem} {overrides}".strip()
+    return f"segmod-train experiment={experiment} {overrides}".strip()
 
 
 def _literature(definition: Mapping[str, Any], columns: Sequence[Column]) -> Iterator[Row]:

@@ -116,6 +116,31 @@ def test_a_row_of_another_inference_takes_only_its_evaluations(tmp_path: Path) -
     }
 
 
+def test_rows_of_deconvnet_are_made_by_training_and_then_scoring_whole_images(tmp_path: Path) -> None:
+    """Their commands name the folders that training with the table's data makes; scores of crops are in no row."""
+    definition = {"overrides": "data=voc_aug"}
+    commands = {row.label: row.command for row in make_rows("deconvnet_table1", definition, MIOU, [])}
+    train = "segmod-train sweep=deconvnet_curriculum data=voc_aug"
+    score = "segmod-evaluate run=runs/deconvnet/data-voc_aug/seed0"
+    assert commands["FCN8s"] == "segmod-train experiment=fcn8s data=voc_aug"
+    assert commands["DeconvNet+CRF"] == f"{train} && {score} inference=proposals_crf"
+    with_fcn = f"{train} && segmod-train sweep=fcn_staged data=voc_aug && {score}"
+    assert commands["EDeconvNet"] == f"{with_fcn} inference=ensemble"
+
+    reported = OmegaConf.to_container(OmegaConf.load(cli.CONF_DIR / "experiment" / "deconvnet.yaml").reported)
+    where = "deconvnet/data-voc_aug/seed0"
+    write_run(tmp_path, where, 0.9, reported=reported, split="val crops", images=1000)
+    for inference, miou in {"proposals": 0.5, "ensemble": 0.6, "dense": 0.2}.items():
+        write_run(
+            tmp_path, where, miou, reported=reported, evaluation=f"{inference}-val", split="val", inference=inference
+        )
+    ours = {label: line[2] for label, line in rows_of(tmp_path, "deconvnet_table1").items() if line[0]}
+    assert ours == {
+        "DeconvNet [data-voc_aug, proposals-val]": "50.0",
+        "EDeconvNet [data-voc_aug, ensemble-val]": "60.0",
+    }
+
+
 def test_one_experiment_may_have_two_rows_of_a_table(tmp_path: Path) -> None:
     """The run that both rows are of stands in both; where it was scored on other images, that is marked."""
     reported = OmegaConf.to_container(OmegaConf.load(cli.CONF_DIR / "experiment" / "fcn8s_caffe.yaml").reported)
@@ -213,7 +238,8 @@ def test_every_shipped_table_is_whole() -> None:
     columns = [Column(**column) for column in tables["deconvnet_table1"].columns]
     rows = make_rows("deconvnet_table1", OmegaConf.to_container(tables["deconvnet_table1"]), columns, [])
     assert [row.label for row in rows] == [
-        "Hypercolumn", "MSRA-CFM", "FCN8s", "TTI-Zoomout-16", "DeepLab-CRF", "WSSL*", "BoxSup*"
+        "Hypercolumn", "MSRA-CFM", "FCN8s", "TTI-Zoomout-16", "DeepLab-CRF", "DeconvNet", "DeconvNet+CRF",
+        "EDeconvNet", "EDeconvNet+CRF", "WSSL*", "BoxSup*"
     ]  # fmt: skip
     for row in rows:
         values = [row.theirs(column) for column in columns]
