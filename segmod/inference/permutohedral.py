@@ -163,10 +163,10 @@ def _blur(lattice: NDArray[np.int64], step: int, device: torch.device | str) -> 
     size = len(lattice)
     ahead = np.minimum(np.searchsorted(lattice, lattice + step), size - 1)
     has_next = np.flatnonzero(lattice[ahead] == lattice + step)
-    columns = np.full((size, 3), size)
+    columns = np.full((size, 3), size, dtype=np.int32)
     columns[:, 0] = np.arange(size)
     columns[has_next, 1] = ahead[has_next]
     columns[ahead[has_next], 2] = has_next
     exists = columns < size
     entries = np.broadcast_to(np.array([1, 0.5, 0.5], dtype=np.float32), exists.shape)
-    return _Sparse.on(device, columns[exists], np.append(0, np.cumsum(exists.sum(1))), entries[exists])
+    return _Sparse.on(device, columns[exists], np.append(0, np.cumsum(exists)[2::3]), entries[exists])
