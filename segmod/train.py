@@ -60,6 +60,8 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
     images: SegmentationDataModule = instantiate(cfg, "data")
     module: SegmentationModule = instantiate(cfg, "model")
     datamodule: Any = module.adapt(images.for_training())
+    if images.crops is not None:
+        module.predictor = None  # a crop is scored as it is; `inference` is for whole images
     trainer, checkpoints = make_trainer(cfg)
     check_disk(run.directory, module)
     resumed = checkpoints.last if checkpoints.last.is_file() and not cfg.overwrite else None

@@ -2,17 +2,20 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from segmod import cli, runs
-from segmod.instantiate import check
+from segmod.instantiate import check, instantiate
+from segmod.optim import param_groups
 
 EXPERIMENTS = sorted(path.stem for path in (cli.CONF_DIR / "experiment").glob("*.yaml"))
 SWEEPS = sorted(path.stem for path in (cli.CONF_DIR / "sweep").glob("*.yaml"))
@@ -77,6 +80,57 @@ def test_staged_fcn_follows_the_paper(stage: str) -> None:
     assert caffe.model.optimizer.lr == pytest.approx([1e-10, 1e-12, 1e-14][place])
 
 
+@pytest.mark.parametrize(
+    ("stage", "batch", "steps", "every", "crops"),
+    [
+        ("deconvnet_stage1", (8, 8), 20000, 9000, "objects"),
+        ("deconvnet_stage2", (8, 8), 40000, 10000, "proposals"),
+        ("deconvnet", (28, 1), 501, None, "proposals"),
+    ],
+)
+def test_stages_of_deconvnet_follow_the_authors(
+    stage: str, batch: tuple[int, int], steps: int, every: int | None, crops: str
+) -> None:
+    """Their solvers: 8 x 8 crops a step, rate 0.01 / 10 after fixed steps; then statistics over 501 batches of 28."""
+    cfg = composed(f"experiment={stage}", "data=voc_aug")
+    assert (cfg.data.batch_size, cfg.trainer.accumulate_grad_batches) == batch
+    assert cfg.trainer.max_steps == steps
+    assert (cfg.model.scheduler or {}).get("every") == every
+    assert (cfg.model.optimizer.lr, cfg.model.optimizer.momentum) == (0.01, 0.9)
+    assert (cfg.data.train_split, cfg.data.squash, cfg.data.crop_size) == ("trainaug", 250, 224)
+    assert ("proposals" in cfg.data.crops) == (crops == "proposals")
+    assert cfg.checkpoint == "last"
+
+
+def test_rates_and_decay_of_deconvnet() -> None:
+    """As the authors' prototxt has them: biases of convolutions twice the rate and no decay, batch norm as weights."""
+    cfg = composed("experiment=deconvnet_stage1", "model.net.width=0.03", "model.net.weights=null")
+    net = instantiate(cfg, "model.net")
+    groups = param_groups(net, cfg.model.param_rules)
+    multipliers = {id(p): (group["lr_mult"], group["decay_mult"]) for group in groups for p in group["params"]}
+    found = {name: multipliers[id(parameter)] for name, parameter in net.named_parameters()}
+    assert found["encoder.0.conv1_1.weight"] == found["bottleneck.bn_fc6.bias"] == (1.0, 1.0)
+    assert found["encoder.0.conv1_1.bias"] == found["score.bias"] == found["decoder.1.deconv2_2.bias"] == (2.0, 0.0)
+    assert sum(value == (2.0, 0.0) for value in found.values()) == 30  # 29 before a batch norm, and that of the scores
+
+
+def test_the_plateau_schedule_of_the_comment_works() -> None:
+    """What the comment in deconvnet_stage1.yaml tells: the sixth validation without progress lowers the rate."""
+    text = (cli.CONF_DIR / "experiment" / "deconvnet_stage1.yaml").read_text()
+    told = text.partition("stagnates:\n")[2].partition("\ndefaults:")[0].replace("\n#", "")
+    overrides = shlex.split(told.lstrip("# "))
+    cfg = composed("experiment=deconvnet_stage1", *overrides)
+    check(OmegaConf.to_container(cfg.model, resolve=True), "model")
+    assert cfg.model.scheduler_monitor == "val/pixel_acc"
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    schedule = instantiate(cfg, "model.scheduler")(optimizer)
+    rates = []
+    for accuracy in (0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6):
+        schedule.step(accuracy)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.01] * 7 + [0.001])  # six after the best
+
+
 @pytest.mark.parametrize("backbone", ["vgg11", "squeezenet"])
 def test_protocol_of_the_report_differs_in_these_keys_alone(backbone: str) -> None:
     ours, theirs = (
@@ -126,3 +180,31 @@ def test_hypercolumn_stages_run_by_one_command(tmp_path: Path) -> None:
         tmp_path, "sweep=hypercolumn_sparse_dense", "data.size=64", "data.squash=48", "trainer.max_epochs=2"
     )
     assert set(results) == {"hypercolumn_squeezenet_sparse/0", "hypercolumn_squeezenet_dense/0"}
+
+
+@pytest.mark.slow
+def test_deconvnet_curriculum_runs_by_one_command(tmp_path: Path) -> None:
+    """It makes its proposals, and the last stage changes the statistics of batch norm alone."""
+    results = run_sweep(
+        tmp_path,
+        *["sweep=deconvnet_curriculum", "data.size=96", "model.net.width=0.03", "data.squash=40", "data.crop_size=32"],
+        *["data.batch_size=2", "data.crops.val_crops=3", "trainer.max_steps=2", "trainer.accumulate_grad_batches=2"],
+    )
+    assert set(results) == {"deconvnet_stage1/0", "deconvnet_stage2/0", "deconvnet/0"}
+    assert [(result["split"], result["images"], result["step"]) for result in results.values()] == [
+        ("val crops", 3, 2)
+    ] * 3
+    states = {
+        name: torch.load(next(tmp_path.glob(f"runs/{name}/*/seed0/checkpoints/last.ckpt")), weights_only=True)
+        for name in ("deconvnet_stage2", "deconvnet")
+    }
+    before, after = (states[name]["state_dict"] for name in ("deconvnet_stage2", "deconvnet"))
+    changed = {key.rpartition(".")[2] for key, value in before.items() if not torch.equal(value, after[key])}
+    assert {"running_mean", "running_var"} <= changed <= {"running_mean", "running_var", "num_batches_tracked"}
+    assert list(tmp_path.glob("proposals/**/*.npz")), "no proposals were made"
+    (run,) = tmp_path.glob("runs/deconvnet/*/seed0")
+    command = [sys.executable, "-m", "segmod.evaluate", f"run={run}", "inference=proposals", "inference.min_side=null"]
+    done = subprocess.run([*command, "inference.max_proposals=3", "trainer=cpu"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (scored,) = run.glob("evaluation/proposals-val*/metrics.json")
+    assert json.loads(scored.read_text())["images"] == 2
