@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
     from segmod.data.stored import StoredProposals
     from segmod.instantiate import check_type, instantiate
 
-    for key, kind in (("limit", int | None), ("workers", int | None), ("report", bool)):
+    for key, kind in (("limit", int | None), ("workers", int | None), ("report", bool), ("min_pixels", int)):
         check_type(cfg[key], kind, key)
     source: ProposalSource = instantiate(cfg, "proposals")
     stored = isinstance(source, StoredProposals)
@@ -66,8 +66,10 @@ def main(cfg: DictConfig) -> None:
         folder = source.folder if isinstance(source, StoredProposals) else Path("proposals") / choice
         folder = Path(cfg.output).expanduser() if cfg.output else folder
         data = f"{cli.choices()['data']} {'+'.join(splits)}"
-        best, boxes = measure(source, jobs, cfg.workers)
-        objects = f"{len(best)} objects ({object_sources(datasets)})"
+        if cfg.limit is not None:
+            data += f" first {cfg.limit}"
+        best, boxes = measure(source, jobs, cfg.min_pixels, cfg.workers)
+        objects = f"{len(best)} objects ({object_sources(datasets, cfg.min_pixels)})"
         note = f"{len(jobs)} images with {objects}; {boxes:.0f} boxes an image."
         report(best, folder / f"recall-{data.replace(' ', '-')}", f"Recall of {choice} on {data}", note)
 
@@ -80,13 +82,24 @@ def split_names(given: Any) -> list[str]:
     return [str(name).strip() for name in names]
 
 
-def object_sources(datasets: Sequence[SegmentationDataset]) -> str:
+def object_sources(datasets: Sequence[SegmentationDataset], min_pixels: int) -> str:
     """Where the true objects come from, in words."""
-    return "; ".join(dict.fromkeys(dataset.object_source() for dataset in datasets))
+    from segmod.data.instances import COMPONENTS
+
+    sources = "; ".join(dict.fromkeys(dataset.object_source() for dataset in datasets))
+    return sources.replace(COMPONENTS, f"{COMPONENTS} of at least {min_pixels} pixels")
 
 
-def measure(source: ProposalSource, jobs: Sequence[Job], workers: int | None) -> tuple[FloatArray, float]:
+def measure(
+    source: ProposalSource, jobs: Sequence[Job], min_pixels: int, workers: int | None
+) -> tuple[FloatArray, float]:
     """Best IoU of each object, (objects, counts) as `best_overlaps`, and how many boxes an image has.
+
+    Args:
+        source: Of the boxes.
+        jobs: The images.
+        min_pixels: As in `find_instances`.
+        workers: Images at a time; None for one a core.
 
     Raises:
         UserError: The images hold no object.
@@ -101,7 +114,8 @@ def measure(source: ProposalSource, jobs: Sequence[Job], workers: int | None) ->
         dataset, index = job
         image, mask = dataset.read(index)
         boxes = source(dataset.names[index], image, mask)
-        return best_overlaps(boxes, find_instances(mask, dataset.read_objects(index))[0]), len(boxes)
+        instances, _ = find_instances(mask, dataset.read_objects(index), min_pixels)
+        return best_overlaps(boxes, instances), len(boxes)
 
     overlaps, counts = zip(*over_images(look, jobs, "Measuring recall", workers), strict=True)
     best = np.concatenate(overlaps)

@@ -1,0 +1,97 @@
+"""Boxes made in advance, over threads: what is there stays, and what fails is told at the end."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segmod.data.making import jobs_of, make_proposals, over_images
+from segmod.data.stored import StoredProposals
+from segmod.data.synthetic import SyntheticScenes, write_voc_tree
+from segmod.data.transforms import EvalTransform, Normalization
+from segmod.data.voc import VOCSegmentation
+from segmod.types import UserError
+
+PLAIN = EvalTransform(Normalization.named("raw255"))
+
+
+class Slow(StoredProposals):
+    """One box an image, after a while."""
+
+    def __init__(self, root: Path, seconds: float = 0.0) -> None:
+        super().__init__("slow", root, {})
+        self.seconds = seconds
+        self.threads: set[int] = set()
+
+    def find(self, image: np.ndarray) -> np.ndarray:
+        self.threads.add(threading.get_ident())
+        time.sleep(self.seconds)
+        return np.array([[0, 0, image.shape[1], image.shape[0], 1]], dtype=np.float32)
+
+
+def scenes(split: str = "train", length: int = 6) -> SyntheticScenes:
+    return SyntheticScenes(split, length, PLAIN, size=(32, 32))
+
+
+def test_what_is_there_is_kept(tmp_path: Path) -> None:
+    source = Slow(tmp_path, 0.01)
+    made = make_proposals(source, jobs_of([scenes()], limit=4), workers=2)
+    assert made[:3] == (4, 4, 4)
+    assert 0.04 <= made.seconds < 4
+    assert make_proposals(source, jobs_of([scenes()]), workers=2)[:3] == (6, 2, 6)
+    assert make_proposals(source, jobs_of([scenes()]), workers=2) == (6, 0, 6, 0.0)
+    source.path("train_000003").write_bytes(b"damaged")
+    assert make_proposals(source, jobs_of([scenes()]), workers=2).found == 1
+    assert len(list(source.folder.iterdir())) == 7  # with parameters.json
+
+
+def test_images_of_one_name_are_done_once() -> None:
+    jobs = jobs_of([scenes(), scenes("val", 2), scenes()])
+    assert [dataset.names[index] for dataset, index in jobs] == [*scenes().names, *scenes("val", 2).names]
+
+
+def test_workers_share_the_images(tmp_path: Path) -> None:
+    source = Slow(tmp_path, 0.02)
+    make_proposals(source, jobs_of([scenes()]), workers=3)
+    assert len(source.threads) == 3
+
+
+def test_bad_images_are_told_when_the_others_are_done(tmp_path: Path) -> None:
+    dataset = VOCSegmentation(write_voc_tree(tmp_path / "voc", train=4, val=1, size=(32, 48)), "trainval", PLAIN)
+    for image, _ in dataset.files[:2]:
+        image.write_bytes(b"no picture")
+    source = Slow(tmp_path)
+    with pytest.raises(UserError, match=r"^2 of 5 images failed: .*damaged.*; .*damaged") as caught:
+        make_proposals(source, jobs_of([dataset]), workers=2)
+    assert "\n" not in str(caught.value)
+    assert len(list(source.folder.glob("*.npz"))) == 3
+
+
+def test_ctrl_c_stops_soon_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    source = Slow(tmp_path, 0.05)
+    jobs = jobs_of([scenes(length=200)])
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        make_proposals(source, jobs, workers=2)
+    assert time.monotonic() - started < 3  # all of them would take 5 s
+    done = sorted(path.name for path in source.folder.iterdir())
+    assert 2 < len(done) < 150
+    assert all(name.endswith((".npz", ".json")) for name in done)
+    source.seconds = 0
+    assert make_proposals(source, jobs, workers=2).found == 200 - (len(done) - 1)
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_workers_must_be_some(workers: int) -> None:
+    with pytest.raises(UserError, match=f"workers={workers}: "):
+        list(over_images(lambda job: job, jobs_of([scenes()]), "x", workers))
+
+
+def test_limit_must_be_some() -> None:
+    with pytest.raises(UserError, match="limit=0: "):
+        jobs_of([scenes()], 0)
