@@ -105,7 +105,8 @@ def choices() -> dict[str, Any]:
 def _report(error: BaseException, config_name: str) -> int:
     """Tell an error to the user; returns the exit code."""
     if signum := _signal_of(error):
-        how_on = "; the same command goes on from the last checkpoint" if config_name == "train" else ""
+        how_on = "; the same command goes on" if config_name in ("train", "proposals") else ""
+        how_on += " from the last checkpoint" if config_name == "train" else ""
         sys.stderr.write(f"segmod: stopped by signal {signum}{how_on}\n")
         return 128 + signum
     if isinstance(error, SystemExit):

@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     if isinstance(source, StoredProposals):
         started = time.monotonic()
         made = make_proposals(source, jobs, cfg.workers)
-        each = f", {made.seconds / made.found:.2g} s each" if made.found else ""
+        each = f" ({made.seconds / made.found:.2g} s of CPU time each)" if made.found else ""
         log.info(
             "%d images, %.0f boxes an image; %d found in %.0f s%s, %d were there: %s",
             made.images,

