@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 @cli.command("study")
 def main(cfg: DictConfig) -> None:
     """Do the study that the config names."""
+    from segmod.inference.dense import DensePredictor
     from segmod.instantiate import instantiate
     from segmod.launch import prepare_lightning
     from segmod.studies.subject import Subject
@@ -46,7 +47,8 @@ def main(cfg: DictConfig) -> None:
     dataset = datamodule.dataset(str(run_cfg.data.val_split), datamodule.eval_transform)
     module.eval().to(device)
     directory.mkdir(parents=True, exist_ok=True)
-    subject = Subject(str(run_cfg.name), module, dataset, datamodule.normalization, datamodule.classes)
+    predictor = module.predictor or DensePredictor()
+    subject = Subject(str(run_cfg.name), module.net, predictor, dataset, datamodule.normalization, datamodule.classes)
     table = study(subject, directory)
     write_table(directory / "table.csv", table)
     report(directory, table)

@@ -44,8 +44,8 @@ class Activations:
         Raises:
             UserError: The net has no such maps, or the split no object.
         """
-        if not hasattr(subject.module.net, "activations"):
-            kind = type(subject.module.net).__name__
+        if not hasattr(subject.net, "activations"):
+            kind = type(subject.net).__name__
             raise UserError(f"study=activations: {kind} has no maps of deconvolutions; give a run of model=deconvnet")
         rows, names = [], []
         facts: dict[str, list[tuple[int, float, float]]] = {}
@@ -59,8 +59,8 @@ class Activations:
             side = (self.size, self.size)
             crop = np.asarray(cv2.resize(cut(image, window, 0), side, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
             own = cut((numbered == largest.number).astype(np.float32), window, 0)
-            device = next(subject.module.parameters()).device
-            maps = subject.module.net.activations(subject.normalization.normalise(crop)[None].to(device))  # type: ignore[operator]
+            device = next(subject.net.parameters()).device
+            maps = subject.net.activations(subject.normalization.normalise(crop)[None].to(device))  # type: ignore[operator]
             tiles = [crop]
             for name, tensor in maps.items():
                 positive = tensor[0].float().clamp(min=0).cpu()

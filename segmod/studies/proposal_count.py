@@ -41,7 +41,7 @@ class ProposalCount:
         Raises:
             UserError: The run is not scored by proposals.
         """
-        predictor = subject.module.predictor
+        predictor = subject.predictor
         if not isinstance(predictor, ProposalPredictor):
             kind = type(predictor).__name__
             raise UserError(f"study=proposal_count follows proposals, and {kind} has none: give inference=proposals")
@@ -53,7 +53,7 @@ class ProposalCount:
             picture = subject.picture(batch)
             tiles = [picture, viz.colour_mask(truth[0])]
             with torch.inference_mode():
-                for count, probabilities in predictor.progressive(subject.module.net, batch, self.counts):
+                for count, probabilities in predictor.progressive(subject.net, batch, self.counts):
                     found = labels(probabilities[0].cpu())
                     metrics[count].update(torch.from_numpy(found.astype(np.int64))[None], truth)
                     tiles.append(viz.overlay(picture, found))

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 from segmod.data.dataset import SegmentationDataset
 from segmod.data.order import collate
 from segmod.data.transforms import Normalization
-from segmod.modules.base import SegmentationModule
 from segmod.types import Batch, Predictor, UserError, labels_of
 
 Row = Mapping[str, Any]
@@ -37,14 +37,16 @@ class Subject:
 
     Attributes:
         name: Of the run, for headings.
-        module: With the trained net, in evaluation mode, on the device where it computes.
+        net: Trained, in evaluation mode, on the device where it computes.
+        predictor: How the run scores a whole image.
         dataset: Whole images with their truth, not augmented.
         normalization: Of the images.
         classes: Names of the classes in the order of their labels.
     """
 
     name: str
-    module: SegmentationModule
+    net: nn.Module
+    predictor: Predictor
     dataset: SegmentationDataset
     normalization: Normalization
     classes: Sequence[str]
@@ -52,7 +54,7 @@ class Subject:
     def batch(self, index: int) -> Batch:
         """One image of the split as a batch on the device of the net."""
         batch = cast(Batch, collate([self.dataset[index]]))
-        device = next(self.module.parameters()).device
+        device = next(self.net.parameters()).device
         batch["image"], batch["mask"] = batch["image"].to(device), batch["mask"].to(device).long()
         return batch
 
@@ -62,7 +64,7 @@ class Subject:
 
     def systems(self, against: Predictor | None, name: str) -> dict[str, Predictor]:
         """The run's own way of scoring an image, and the one it is compared with, by name."""
-        systems: dict[str, Predictor] = {self.name: lambda net, batch: self.module.predict_scores(batch)}
+        systems: dict[str, Predictor] = {self.name: self.predictor}
         if against is not None:
             systems[name] = against
         return systems
@@ -85,7 +87,7 @@ class Subject:
 def scores(system: Predictor, subject: Subject, batch: Batch) -> torch.Tensor:
     """Class probabilities of one image, float32 (K, H, W), on the CPU."""
     with torch.inference_mode():
-        return system(subject.module.net, batch)[0].cpu()
+        return system(subject.net, batch)[0].cpu()
 
 
 def labels(probabilities: torch.Tensor) -> NDArray[np.uint8]:

@@ -12,8 +12,8 @@ from torch import nn
 from segmod.data.proposals import TruthBoxes
 from segmod.data.synthetic import SyntheticScenes
 from segmod.data.transforms import EvalTransform, Normalization
+from segmod.inference.dense import DensePredictor
 from segmod.inference.proposals import ProposalPredictor
-from segmod.modules.base import SegmentationModule
 from segmod.nets.deconvnet import DeconvNet
 from segmod.studies.activations import Activations
 from segmod.studies.class_probabilities import ClassProbabilities
@@ -47,9 +47,8 @@ def truth_of(net, batch):
 
 
 def subject(net=None, predictor=None, images=4, size=(64, 96)):
-    module = SegmentationModule(net or Nothing(), nn.CrossEntropyLoss(), torch.optim.SGD, predictor=predictor)
     scenes = SyntheticScenes("val", images, EvalTransform(IMAGENET), size)
-    return Subject("ours", module.eval(), scenes, IMAGENET, VOC_CLASSES)
+    return Subject("ours", (net or Nothing()).eval(), predictor or DensePredictor(), scenes, IMAGENET, VOC_CLASSES)
 
 
 def test_sizes_give_each_system_its_share_of_each_object(tmp_path):
