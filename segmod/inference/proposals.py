@@ -178,17 +178,20 @@ class ProposalPredictor:
         for start in range(0, len(boxes), self.batch_size):
             group = boxes[start : start + self.batch_size].tolist()
             crops = [padded[None, :, y1 + margin : y2 + margin, x1 + margin : x2 + margin] for x1, y1, x2, y2 in group]
-            logits = net(torch.cat([resize(crop, (self.size, self.size)) for crop in crops])).float()
-            for own, (x1, y1, x2, y2) in zip(logits, group, strict=True):
-                top, left = max(0, -y1), max(0, -x1)
-                # what lies beyond the far ends of the canvas
-                window = canvas[:, y1 + top : y2, x1 + left : x2]
-                scores = resize(own[None], (y2 - y1, x2 - x1))[0, :, top : top + window.shape[1]]
-                scores = scores[..., left : left + window.shape[2]]
-                if self.aggregate == "max":
-                    torch.maximum(window, scores, out=window)
-                else:
-                    window += scores
+            # in one expression, so that no scores are held while the next ones are computed
+            self._paste(canvas, net(torch.cat([resize(crop, (self.size, self.size)) for crop in crops])), group)
+
+    def _paste(self, canvas: Tensor, logits: Tensor, boxes: Sequence[tuple[int, int, int, int]]) -> None:
+        """Bring the scores of crops (n, K, size, size) to their boxes and put them on a canvas, in place."""
+        for own, (x1, y1, x2, y2) in zip(logits, boxes, strict=True):
+            top, left = max(0, -y1), max(0, -x1)
+            window = canvas[:, y1 + top : y2, x1 + left : x2]  # ends where the canvas does
+            scores = resize(own[None].float(), (y2 - y1, x2 - x1))[0, :, top:, left:]
+            scores = scores[:, : window.shape[1], : window.shape[2]]
+            if self.aggregate == "max":
+                torch.maximum(window, scores, out=window)
+            else:
+                window += scores
 
 
 def probabilities_of(scores: Tensor) -> Tensor:
