@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
+from segmod import cli, runs
 from segmod.data.synthetic import write_voc_tree
+from segmod.evaluate import settle
 
 SCENES = ("data.size=64", "data.crop_size=null", "data.train_images=3", "data.val_images=2", "workers=1")
 
@@ -100,6 +104,43 @@ def test_the_root_may_come_from_the_environment(segmod: Any, monkeypatch: pytest
     monkeypatch.setenv("SEGMOD_PROPOSALS", str(tmp_path / "shared"))
     assert segmod("proposals", *SCENES, "limit=1") == 0
     assert len(list((tmp_path / "shared").glob("edgeboxes-*/*.npz"))) == 1
+
+
+def composed(config: str, *overrides: str) -> DictConfig:
+    runs.register_resolvers()
+    with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
+        return compose(config, overrides=list(overrides))
+
+
+def test_proposals_decide_a_run_only_where_they_are_used() -> None:
+    def digest(*overrides: str) -> str:
+        cfg = composed("train", *overrides)
+        cfg.run_dir = cfg.name = "x"
+        return runs.digest(cfg)
+
+    assert digest() == digest("proposals.max_boxes=9") == digest("proposals=gt")
+    used = "+inference.proposals=${proposals}"
+    assert digest(used) != digest(used, "proposals.max_boxes=9")
+    assert digest(used) == digest(used, "proposals.root=elsewhere")
+
+
+@pytest.mark.parametrize("stored", ["edgeboxes", "grid", None])
+@pytest.mark.parametrize("asked", ["gt", None])
+def test_a_run_is_scored_with_its_own_proposals_unless_asked(
+    stored: str | None, asked: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run made before there were proposals has none stored; it is scored with the default ones."""
+    monkeypatch.chdir(tmp_path)
+    run_cfg = composed("train", f"proposals={stored or 'edgeboxes'}")
+    run_cfg.run_dir = run_cfg.name = "x"
+    if stored is None:
+        del run_cfg.proposals
+    run = runs.Run(Path("old"))
+    run.config_file.parent.mkdir(parents=True)
+    run.config_file.write_text(OmegaConf.to_yaml(run_cfg))
+    settled = settle(composed("evaluate", "run=old", *([f"proposals={asked}"] if asked else [])), run)
+    names = {"edgeboxes": "EdgeBoxes", "grid": "GridBoxes", "gt": "TruthBoxes"}
+    assert settled.proposals._target_.endswith(names[asked or stored or "edgeboxes"])
 
 
 @pytest.mark.slow
