@@ -45,6 +45,8 @@ class SingleSkip(nn.Module):
         hidden: Channels of the hidden layers h_i.
         boxes: Side of the grid, in cells.
         side: Side in pixels of the square images that the net is meant for; others of at least ``min_size`` will do.
+        standardise: Put a batch norm without parameters on each map before its head: for backbones that have none of their
+            own, whose maps may have any scale.
         upsample: ``bilinear``, or ``tconv`` for transposed 3x3 convolutions of stride 2, which start bilinear.
         weights: Of the backbone: torchvision name, file path, or None for random values.
 
@@ -64,6 +66,7 @@ class SingleSkip(nn.Module):
         hidden: int = 256,
         boxes: int = 67,
         side: int = 224,
+        standardise: bool = False,
         upsample: Literal["bilinear", "tconv"] = "bilinear",
         weights: str | None = None,
     ) -> None:
@@ -81,6 +84,7 @@ class SingleSkip(nn.Module):
         shapes = map_shapes(self.backbone, side)
         self.heads = nn.ModuleDict({
             _key(layer): nn.Sequential(
+                *([nn.BatchNorm2d(shapes[layer][0], affine=False)] if standardise else ()),
                 *_head(shapes[layer][0], num_classes, n, hidden, "top_kernel" if layer == top else "kernel"),
                 *(_enlarge(num_classes, shapes[layer][1], boxes) if upsample == "tconv" else ()),
             )

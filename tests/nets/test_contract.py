@@ -46,29 +46,34 @@ def net(request):
 pytestmark = pytest.mark.parametrize("net", MODELS, indirect=True)
 
 
-def image(size=SIZE):
-    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+def size_for(net, size=SIZE):
+    """A size that the net can take: some backbones need images of ``min_size`` pixels."""
+    return tuple(max(side, getattr(net, "min_size", 1)) for side in size)
+
+
+def image(net, size=SIZE):
+    return torch.randn(2, 3, *size_for(net, size), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("size", [SIZE, (64, 64), (33, 96)])
 def test_logits_have_the_size_of_the_image(net, size):
     assert net.num_classes == CLASSES
     with torch.no_grad():
-        logits = net(image(size))
-    assert logits.shape == (2, CLASSES, *size)
+        logits = net(image(net, size))
+    assert logits.shape == (2, CLASSES, *size_for(net, size))
     assert logits.dtype == torch.float32
 
 
 def test_logits_are_finite_and_no_probabilities(net):
     with torch.no_grad():
-        logits = net(image() * 3)
+        logits = net(image(net) * 3)
     assert logits.isfinite().all()
-    assert not torch.allclose(logits.sum(1), torch.ones(2, *SIZE))
+    assert not torch.allclose(logits.sum(1), torch.ones(2, *size_for(net)))
 
 
 def test_gradients_reach_every_trainable_parameter(net):
     net.zero_grad()
-    nn.functional.cross_entropy(net(image()), torch.zeros(2, *SIZE, dtype=torch.int64)).backward()
+    nn.functional.cross_entropy(net(image(net)), torch.zeros(2, *size_for(net), dtype=torch.int64)).backward()
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
@@ -79,24 +84,24 @@ def test_gradients_reach_every_trainable_parameter(net):
 
 def test_evaluation_is_deterministic_and_independent_of_the_batch(net):
     with torch.no_grad():
-        both = net(image())
-        assert torch.equal(both, net(image()))
-        torch.testing.assert_close(net(image()[1:]), both[1:], atol=1e-4, rtol=1e-4)
+        both = net(image(net))
+        assert torch.equal(both, net(image(net)))
+        torch.testing.assert_close(net(image(net)[1:]), both[1:], atol=1e-4, rtol=1e-4)
 
 
 def test_state_dict_carries_the_whole_function(net):
     with torch.no_grad():
-        expected = net(image())
+        expected = net(image(net))
         state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         for parameter in net.parameters():
             parameter.add_(0.05)
-        assert not torch.equal(net(image()), expected)
+        assert not torch.equal(net(image(net)), expected)
         net.load_state_dict(state)
-        assert torch.equal(net(image()), expected)
+        assert torch.equal(net(image(net)), expected)
 
 
 def test_channels_last_changes_nothing(net):
     with torch.no_grad():
-        expected = net(image())
-        logits = net(image().contiguous(memory_format=torch.channels_last))
+        expected = net(image(net))
+        logits = net(image(net).contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
