@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from omegaconf import DictConfig
@@ -15,6 +17,10 @@ from segmod import cli, runs, trial
 from segmod.environment import git_commit, hardware, versions
 from segmod.jobs import Job, find_reference, label, settle, whole
 from segmod.types import UserError
+
+log = logging.getLogger(__name__)
+
+_UNNAMED = ("output", "against", "steps", "passes", "warmup", "rounds")  # keys that do not name the files of a sweep
 
 
 def compare(jobs: Sequence[tuple[Job, DictConfig]]) -> None:
@@ -25,9 +31,12 @@ def compare(jobs: Sequence[tuple[Job, DictConfig]]) -> None:
     label(measured)
     reference = find_reference(measured, cfg.against)
     rounds = whole(cfg, "rounds") or (3 if len(measured) > 1 else 1)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended, too
-    measure(measured, rounds, reference)
-    words = [word for word in sys.argv[1:] if "=" in word and word.partition("=")[0] not in ("output", "what")]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended, too
+    try:
+        measure(measured, rounds, reference)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    words = [word for word in sys.argv[1:] if "=" in word and word.partition("=")[0] not in _UNNAMED]
     name = "+".join(filter(None, [measured[0].facts["sweep"], runs.readable(words, with_model_and_data=True)]))
     report(measured, reference, Path(str(cfg.output)).expanduser() / (name or "sweep"))
 
@@ -61,6 +70,8 @@ def measure(jobs: Sequence[Job], rounds: int, reference: Job) -> None:
                 raise UserError(f"{job.label}: {error}" if len(jobs) > 1 else str(error)) from error
             enter(job, kind, found, timed=bool(round_))
             progress.advance(task)
+            if round_ and not console.is_terminal:  # a log file shows how far it is
+                log.info("%s: %s%s: %.3f s", job.label, kind, turn, median(found["time_s"]))
             if i + 1 == len(trials) or trials[i + 1][0] > max(round_, 1):
                 for other in jobs:
                     other.settings["rounds"] = round_

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from statistics import mean, median, quantiles
@@ -27,11 +28,16 @@ def random_batch(batch: int, size: tuple[int, int], num_classes: int, device: to
         num_classes: Labels are below it.
         device: Where the tensors go.
     """
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.randint(num_classes, (batch, *size), generator=generator)
-    mask[torch.rand(batch, *size, generator=generator) < 0.05] = IGNORE_INDEX
+    if str(device) == "meta":
+        image = torch.empty(batch, 3, *size, device=device)
+        mask = torch.empty(batch, *size, dtype=torch.int64, device=device)
+    else:
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(batch, 3, *size, generator=generator)
+        mask = torch.randint(num_classes, (batch, *size), generator=generator)
+        mask[torch.rand(batch, *size, generator=generator) < 0.05] = IGNORE_INDEX
     return {
-        "image": torch.randn(batch, 3, *size, generator=generator).to(device),
+        "image": image.to(device),
         "mask": mask.to(device),
         "name": [str(i) for i in range(batch)],
         "index": torch.arange(batch, device=device),
@@ -139,6 +145,8 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak so far is forgotten
         self._start = _resident("VmRSS")
 
     def read(self) -> dict[str, int]:
