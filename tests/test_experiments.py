@@ -131,6 +131,30 @@ def test_the_plateau_schedule_of_the_comment_works() -> None:
     assert rates == pytest.approx([0.01] * 7 + [0.001])  # six after the best
 
 
+def test_depths_of_the_pyramid_share_the_recipe_of_the_paper() -> None:
+    """30 epochs of batches of 3, crop 512, flip, SGD with decay 5e-4, rate 5e-4 (30 - e) / 30, batch norm for 10."""
+    depths = [composed(f"experiment={stage}", "data=voc") for stage in stages("dfp_table1")]
+    assert [cfg.model.net.depth for cfg in depths] == list(range(6))
+    first, *others = [{**runs.settings(cfg), "model.net.depth": None, "name": None} for cfg in depths]
+    assert all(other == first for other in others)
+    cfg = depths[0]
+    assert (cfg.data.batch_size, cfg.data.crop_size, cfg.data.short_side, cfg.data.hflip) == (3, 512, 512, 0.5)
+    assert (cfg.data.scale, cfg.trainer.accumulate_grad_batches, cfg.model.net.weights) == (None, 1, "DEFAULT")
+    assert cfg.callbacks.freeze_batch_norm.epochs == 10
+
+    optimizer = instantiate(cfg, "model.optimizer")([torch.nn.Parameter(torch.zeros(1))])
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["momentum"]) == (5e-4, 5e-4, 0.9)
+    steps = 1464 // 3
+    schedule = instantiate(cfg, "model.scheduler")(
+        optimizer, total_steps=steps * cfg.trainer.max_epochs, steps_per_epoch=steps
+    )
+    rate = schedule.lr_lambdas[0]
+    for epoch in range(30):
+        assert 5e-4 * rate(steps * epoch) == 5e-4 * rate(steps * epoch + steps - 1)
+        assert 5e-4 * rate(steps * epoch) == pytest.approx(5e-4 * (30 - epoch) / 30)
+
+
 @pytest.mark.parametrize("backbone", ["vgg11", "squeezenet"])
 def test_protocol_of_the_report_differs_in_these_keys_alone(backbone: str) -> None:
     ours, theirs = (
