@@ -45,8 +45,8 @@ class SingleSkip(nn.Module):
         hidden: Channels of the hidden layers h_i.
         boxes: Side of the grid, in cells.
         side: Side in pixels of the square images that the net is meant for; others of at least ``min_size`` will do.
-        standardise: Put a batch norm without parameters on each map before its head: for backbones that have none of their
-            own, whose maps may have any scale.
+        standardise: Put a batch norm without parameters on each map before its head: for backbones without batch norm,
+            whose maps may have any scale.
         upsample: ``bilinear``, or ``tconv`` for transposed 3x3 convolutions of stride 2, which start bilinear.
         weights: Of the backbone: torchvision name, file path, or None for random values.
 
