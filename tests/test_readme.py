@@ -22,8 +22,8 @@ def words(command: str) -> tuple[str, list[str]]:
     return program.removeprefix("segmod-"), arguments
 
 
-def test_the_readme_has_twelve_commands() -> None:
-    assert len(COMMANDS) == 12
+def test_the_readme_has_thirteen_commands() -> None:
+    assert len(COMMANDS) == 13
 
 
 @pytest.mark.parametrize("line", COMMANDS)
