@@ -98,8 +98,9 @@ def log_pictures(cfg: DictConfig, directory: Path, table: Sequence[Row]) -> None
         if hasattr(logger, "log_image"):
             for path in sorted(directory.glob("*.png")):
                 logger.log_image(key=f"{directory.name}/{path.stem}", images=[str(path)])
-            rows = [list(row.values()) for row in table]
-            logger.log_table(key=f"{directory.name}/table", columns=list(table[0]), data=rows)
+            if table:
+                rows = [list(row.values()) for row in table]
+                logger.log_table(key=f"{directory.name}/table", columns=list(table[0]), data=rows)
             logger.finalize("success")
 
 

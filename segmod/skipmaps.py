@@ -1,0 +1,121 @@
+"""``segmod-skipmaps``: draw what skip connections say of each class, and measure it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from segmod import cli, runs
+from segmod.evaluate import restore, settle
+from segmod.predict import choose_device
+from segmod.study import log_pictures, report, write_table
+from segmod.types import UserError
+
+if TYPE_CHECKING:
+    from segmod.studies.subject import Subject
+
+log = logging.getLogger(__name__)
+
+
+@cli.command("skipmaps")
+def main(cfg: DictConfig) -> None:
+    """Draw and measure the runs that the config names."""
+    from segmod.launch import prepare_lightning
+    from segmod.studies import skip_maps
+
+    prepare_lightning()
+    given = entries(cfg.run)
+    if not given:
+        raise UserError("run=[]: give a run, or several: run=[skip_6,skip_2]")
+    if cfg.measure is not None and not (isinstance(cfg.measure, int) and cfg.measure >= 0):
+        raise UserError(f"measure={cfg.measure}: give a number of images, 0 for no table, or null for all")
+    device = choose_device(str(cfg.device))
+    found = [runs.find_run(str(name), str(cfg.runs)) for name in given]
+    subjects, sides = {}, {}
+    for run, label in zip(found, labels([run.directory for run in found]), strict=True):
+        subjects[label], sides[label] = subject_of(cfg, run, label, device)
+    first = next(iter(subjects.values()))
+    images = find_images(entries(cfg.images), first.dataset.names)
+    split = str(settle(cfg, found[0]).data.val_split)
+    directory = Path(cfg.output or (found[0].directory if len(found) == 1 else Path()) / f"skipmaps-{split}")
+    directory = directory.expanduser().resolve()
+    cfg.run_dir = str(directory)
+
+    skip_maps.draw(subjects, sides, images, directory, bool(cfg.softmax))
+    count = len(first.dataset) if cfg.measure is None else min(int(cfg.measure), len(first.dataset))
+    table: list[Any] = []
+    for label, subject in subjects.items():
+        table += skip_maps.measure(label, subject, sides[label], range(count)) if count else []
+    if table:
+        write_table(directory / "table.csv", table)
+        report(directory, table)
+    else:
+        log.info("pictures in %s", directory)
+    log_pictures(cfg, directory, table)
+
+
+def subject_of(cfg: DictConfig, run: runs.Run, label: str, device: Any) -> tuple[Subject, int | None]:
+    """A trained run, and the side in pixels of the images that its net sees.
+
+    Raises:
+        UserError: Its net has no skip connections.
+    """
+    from segmod.inference.dense import DensePredictor
+    from segmod.studies.skip_maps import skip_net
+    from segmod.studies.subject import Subject
+
+    run_cfg = settle(cfg, run)
+    module, datamodule, _ = restore(run_cfg, run, cfg.checkpoint)
+    skip_net(module.net)
+    module.eval().to(device)
+    dataset = datamodule.dataset(str(run_cfg.data.val_split), datamodule.eval_transform)
+    predictor = module.predictor or DensePredictor()
+    subject = Subject(label, module.net, predictor, dataset, datamodule.normalization, datamodule.classes)
+    return subject, getattr(module, "side", None)
+
+
+def labels(directories: Sequence[Path]) -> list[str]:
+    """Short names of runs: the parts of their folders that tell them apart, the first one at least."""
+    from os.path import commonpath
+
+    root = Path(commonpath([path.parent for path in directories]))
+    if len(directories) == 1:
+        root = root.parent
+    names = ["-".join(path.relative_to(root).parts) for path in directories]
+    seeds = {path.name for path in directories}
+    short = [name.removesuffix(f"-{path.name}") for name, path in zip(names, directories, strict=True)]
+    return short if len(seeds) == 1 and len(set(short)) == len(short) else names
+
+
+def entries(node: Any) -> list[Any]:
+    """What a key of one value or a list of values holds."""
+    return list(node) if OmegaConf.is_list(node) else [node]
+
+
+def find_images(given: Sequence[int | str], names: Sequence[str]) -> list[int]:
+    """Positions of the images that ``images`` names, by position or by id.
+
+    Raises:
+        UserError: The split has no such image.
+    """
+    # an id such as 2007_000033 comes as the number 2007000033
+    known = {name: i for i, name in enumerate(names)} | {name.replace("_", ""): i for i, name in enumerate(names)}
+    positions = []
+    for entry in given:
+        if isinstance(entry, int) and 0 <= entry < len(names):
+            positions.append(entry)
+        elif str(entry) in known:
+            positions.append(known[str(entry)])
+        else:
+            raise UserError(f"images={entry}: give ids of the split, such as {names[0]}, or 0 to {len(names) - 1}")
+    if not positions:
+        raise UserError("images=[]: give at least one image")
+    return positions
+
+
+if __name__ == "__main__":
+    main()
