@@ -36,7 +36,8 @@ def main(cfg: DictConfig) -> None:
     device = choose_device(str(cfg.device))
     found = [runs.find_run(str(name), str(cfg.runs)) for name in given]
     subjects, sides = {}, {}
-    for run, label in zip(found, labels([run.directory for run in found]), strict=True):
+    named = labels([run.directory for run in found]) if len(found) > 1 else [str(found[0].config().name)]
+    for run, label in zip(found, named, strict=True):
         subjects[label], sides[label] = subject_of(cfg, run, label, device)
     first = next(iter(subjects.values()))
     images = find_images(entries(cfg.images), first.dataset.names)
@@ -79,16 +80,10 @@ def subject_of(cfg: DictConfig, run: runs.Run, label: str, device: Any) -> tuple
 
 
 def labels(directories: Sequence[Path]) -> list[str]:
-    """Short names of runs: the parts of their folders that tell them apart, the first one at least."""
-    from os.path import commonpath
-
-    root = Path(commonpath([path.parent for path in directories]))
-    if len(directories) == 1:
-        root = root.parent
-    names = ["-".join(path.relative_to(root).parts) for path in directories]
-    seeds = {path.name for path in directories}
-    short = [name.removesuffix(f"-{path.name}") for name, path in zip(names, directories, strict=True)]
-    return short if len(seeds) == 1 and len(set(short)) == len(short) else names
+    """Short names of runs: of the parts of their folders, those that not all have in common."""
+    parts = [[part for folder in path.parts for part in folder.split("+")] for path in directories]
+    shared = set.intersection(*map(set, parts))
+    return ["+".join(part for part in own if part not in shared) for own in parts]
 
 
 def entries(node: Any) -> list[Any]:

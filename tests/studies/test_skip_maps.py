@@ -103,11 +103,9 @@ def test_images_are_found_by_position_and_by_id():
 
 
 def test_runs_are_named_by_what_tells_them_apart():
-    assert labels([Path("/r/skip_6/seed0")]) == ["skip_6"]
-    assert labels([Path("/r/skip_6/data-voc/seed0"), Path("/r/skip_2/data-voc/seed0")]) == [
-        "skip_6-data-voc", "skip_2-data-voc",
-    ]  # fmt: skip
-    assert labels([Path("/r/skip_6/seed0"), Path("/r/skip_6/seed1")]) == ["seed0", "seed1"]
+    first, second = Path("/r/skip_6/data-voc+a-1/seed0"), Path("/r/skip_2/data-voc+a-1/seed0")
+    assert labels([first, second]) == ["skip_6", "skip_2"]
+    assert labels([first, Path("/r/skip_6/data-voc+a-2/seed1")]) == ["a-1+seed0", "a-2+seed1"]
 
 
 SMALL = (
