@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from segmod.types import IGNORE_INDEX
+
+Targets = Literal["majority", "nearest"]
 
 
 def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False, antialias: bool = False) -> Tensor:
@@ -52,6 +56,36 @@ def _untracked(layer: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, batches) in zip(norms, before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+def nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a mask, int64 (B, H, W), to (B, *size) by the nearest pixel, as the data's transforms do."""
+    return F.interpolate(mask[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+
+
+def box_labels(mask: Tensor, boxes: int, targets: Targets = "majority") -> Tensor:
+    """Label the cells of a boxes x boxes grid over a mask, the targets of box-wise nets.
+
+    Cell i of n in a side of N pixels holds the pixels floor(i N / n) to ceil((i + 1) N / n) - 1, as in torch's adaptive
+    pooling: neighbours share a pixel where N / n is not whole.
+
+    Args:
+        mask: int64 (B, H, W), 255 = void.
+        boxes: Cells in each direction.
+        targets: ``majority``: the most frequent label among the pixels that are not void, the lowest of equally
+            frequent ones; void if more than half of the pixels are. ``nearest``: the pixel at the centre of the cell.
+
+    Returns:
+        int64 (B, boxes, boxes).
+    """
+    if targets == "nearest":
+        return nearest(mask, (boxes, boxes))
+    labels = torch.unique(mask)  # few of all classes, in ascending order
+    shares = F.adaptive_avg_pool2d((mask[:, None] == labels[:, None, None]).float(), boxes)
+    void = shares[:, labels == IGNORE_INDEX].sum(1) > 0.5
+    shares[:, labels == IGNORE_INDEX] = -1
+    majority: Tensor = labels[shares.argmax(1)]  # argmax, not max: it takes the first of equals
+    return majority.masked_fill(void, IGNORE_INDEX)
 
 
 def crop(maps: Tensor, offset: int, size: tuple[int, int]) -> Tensor:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
 from segmod.modules.base import SegmentationModule
-from segmod.ops import resize
-from segmod.types import IGNORE_INDEX, Batch, UserError, labels_of
-
-Targets = Literal["majority", "nearest"]
+from segmod.ops import Targets, box_labels, nearest, resize
+from segmod.types import Batch, UserError, labels_of
 
 
 class BoxNet(Protocol):
@@ -97,7 +94,7 @@ class BoxwiseModule(SegmentationModule):
         image, mask = batch["image"], batch["mask"]
         if self.side is not None:
             size = (self.side, self.side)
-            image, mask = resize(image, size), _nearest(mask, size)
+            image, mask = resize(image, size), nearest(mask, size)
         # a predictor of several passes has no single answer for a box
         logits = self._seen[0] if len(self._seen) == 1 else self.box_net.forward_boxes(image)
         self.box_metrics.update(labels_of(logits), self._labels(mask))
@@ -133,33 +130,3 @@ class _Recorder(nn.Module):
         """Logits (B, K, H, W) of an image (B, 3, H, W)."""
         self.seen.append(cast(BoxNet, self.net).forward_boxes(image))
         return resize(self.seen[-1], (image.shape[2], image.shape[3]))
-
-
-def box_labels(mask: Tensor, boxes: int, targets: Targets = "majority") -> Tensor:
-    """Label the cells of a boxes x boxes grid over a mask.
-
-    Cell i of n in a side of N pixels holds the pixels floor(i N / n) to ceil((i + 1) N / n) - 1, as in torch's adaptive
-    pooling: neighbours share a pixel where N / n is not whole.
-
-    Args:
-        mask: int64 (B, H, W), 255 = void.
-        boxes: Cells in each direction.
-        targets: ``majority``: the most frequent label among the pixels that are not void, the lowest of equally
-            frequent ones; void if more than half of the pixels are. ``nearest``: the pixel at the centre of the cell.
-
-    Returns:
-        int64 (B, boxes, boxes).
-    """
-    if targets == "nearest":
-        return _nearest(mask, (boxes, boxes))
-    labels = torch.unique(mask)  # few of all classes, in ascending order
-    shares = F.adaptive_avg_pool2d((mask[:, None] == labels[:, None, None]).float(), boxes)
-    void = shares[:, labels == IGNORE_INDEX].sum(1) > 0.5
-    shares[:, labels == IGNORE_INDEX] = -1
-    majority: Tensor = labels[shares.argmax(1)]  # argmax, not max: it takes the first of equals
-    return majority.masked_fill(void, IGNORE_INDEX)
-
-
-def _nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a mask (B, H, W) by the nearest pixel, as the data's transforms do."""
-    return F.interpolate(mask[:, None].float(), size, mode="nearest-exact")[:, 0].long()

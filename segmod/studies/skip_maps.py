@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segmod import figures, viz
-from segmod.modules.boxwise import box_labels
-from segmod.ops import resize
+from segmod.ops import box_labels, resize
 from segmod.studies.subject import Row, Subject, shown
 from segmod.types import IGNORE_INDEX, Batch, UserError
 

@@ -5,8 +5,8 @@ from torch import nn
 from segmod.inference.dense import DensePredictor
 from segmod.inference.multiscale import MultiScalePredictor
 from segmod.losses import OneVsRest
-from segmod.modules.boxwise import BoxwiseModule, box_labels
-from segmod.ops import resize
+from segmod.modules.boxwise import BoxwiseModule
+from segmod.ops import box_labels, resize
 from segmod.types import UserError
 
 
