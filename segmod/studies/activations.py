@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from segmod import figures
 from segmod.data.crops import cut, enlarge
@@ -19,24 +20,28 @@ class Activations:
 
     The object is cut out as in training: its box, enlarged and made square, resized to ``size``. A channel's strength
     is the sum of its positive values; the map is drawn from 0 to its maximum. The table tells, for each map, its side
-    in pixels, the share of its values that are above 0, and the share of the strongest channel's positive sum that lies
-    on the object: unpooling makes maps sparse, deconvolution dense again, and the deeper into the decoder, the more of
-    what is active lies on the object.
+    in pixels, the share of its values that are above 0 (unpooling makes maps sparse, deconvolution dense again), and
+    the share of the drawn channel's positive sum that lies on the object.
 
     Args:
         images: Images to draw, the first of the split that show an object.
         size: Side of the crop in pixels.
         context: Factor on the sides of the object's box.
+        channel: ``strongest``, or ``object``: the channel that is strongest on the object less what it is beside it.
+            Where the background is the surest class, the strongest channels speak of that.
 
     The net needs a method ``activations(image) -> {name: (B, C, h, w)}``, as `DeconvNet` has.
     """
 
-    def __init__(self, images: int = 2, size: int = 224, context: float = 1.2) -> None:
+    def __init__(self, images: int = 2, size: int = 224, context: float = 1.2, channel: str = "strongest") -> None:
         if images < 1 or size < 1:
             raise UserError(f"study.images={images}, study.size={size}: must be at least 1")
         self.images = images
         self.size = size
+        if channel not in ("strongest", "object"):
+            raise UserError(f"study.channel={channel}: choose strongest or object")
         self.context = context
+        self.channel = channel
 
     def __call__(self, subject: Subject, directory: Path) -> list[Row]:
         """Draw activations.png.
@@ -64,12 +69,12 @@ class Activations:
             tiles = [crop]
             for name, tensor in maps.items():
                 positive = tensor[0].float().clamp(min=0).cpu()
-                strongest = positive[positive.sum((1, 2)).argmax()].numpy()
-                tiles.append(strongest / max(float(strongest.max()), 1e-12))
-                shape = (strongest.shape[1], strongest.shape[0])
-                inside = cv2.resize(own, shape, interpolation=cv2.INTER_AREA)
-                on_object = float((strongest * inside).sum() / max(float(strongest.sum()), 1e-12))
-                facts.setdefault(name, []).append((shape[0], float((positive > 0).float().mean()), on_object))
+                inside = cv2.resize(own, positive.shape[:0:-1], interpolation=cv2.INTER_AREA)
+                weight = torch.from_numpy(2 * inside - 1) if self.channel == "object" else torch.ones(())
+                drawn = positive[(positive * weight).sum((1, 2)).argmax()].numpy()
+                tiles.append(drawn / max(float(drawn.max()), 1e-12))
+                on_object = float((drawn * inside).sum() / max(float(drawn.sum()), 1e-12))
+                facts.setdefault(name, []).append((len(drawn), float((positive > 0).float().mean()), on_object))
             rows.append(tiles)
             names.append(subject.classes[largest.label])
             if len(rows) == self.images:

@@ -142,6 +142,22 @@ def test_activations_follow_the_paper(tmp_path):
     assert Image.open(tmp_path / "activations.png").width > 600
 
 
+def test_the_objects_own_channel_can_be_drawn(tmp_path, monkeypatch):
+    """Channel 0 is active all over, channel 1 on the object alone, a quarter of the crop, and less in sum."""
+    look = subject(images=1)
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:30, 10:30] = 5
+    monkeypatch.setattr(look.dataset, "read", lambda index: (np.zeros((40, 40, 3), np.uint8), mask.copy()))
+    monkeypatch.setattr(look.dataset, "read_objects", lambda index: None)
+    maps = torch.zeros(1, 2, 8, 8)
+    maps[0, 0], maps[0, 1, 2:6, 2:6] = 1, 2
+    look.net.activations = lambda image: {"map": maps}
+    study = {"images": 1, "size": 40, "context": 2}
+    (strongest,) = Activations(**study)(look, tmp_path)
+    (own,) = Activations(channel="object", **study)(look, tmp_path)
+    assert (strongest["on the object"], own["on the object"]) == (0.25, 1.0)
+
+
 def test_activations_need_a_deconvolution_network(tmp_path):
     with pytest.raises(UserError, match="Nothing has no maps of deconvolutions"):
         Activations()(subject(), tmp_path)
