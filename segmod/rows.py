@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -13,8 +14,9 @@ from omegaconf import OmegaConf
 from segmod import cli, runs
 from segmod.results import Benchmark, Score, with_costs
 
+RELATIVE = "relative/"  # before the name of a metric: as a multiple of the first row
 RUNS = "runs"  # the table of all runs, which no paper has
-FACTORS = {"%": 100.0, "MiB": 2.0**-20, "s": 1.0}  # from the units of metrics.json to those of a table
+FACTORS = {"%": 100.0, "MiB": 2.0**-20, "s": 1.0, "x": 1.0}  # from the units of metrics.json to those of a table
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Column:
     Attributes:
         metric: Key of `Score.values`.
         header: What the paper calls it.
-        unit: Of the table: %, MiB or s.
+        unit: Of the table: %, MiB, s, or x for a multiple of the first row (``relative/<metric>``).
     """
 
     metric: str
@@ -97,7 +99,30 @@ def make_rows(
         row = Row(label, entry.get("order", 0), paper, data, entry.get("source"), entry.get("command", ""))
         found = [group for group in groups if _belongs(group[0], entry)]
         rows += [replace(row, label=_label(row.label, group[0]), scores=group) for group in found] or [row]
-    return sorted(rows, key=lambda row: row.order)
+    rows.sort(key=lambda row: row.order)
+    for column in columns:
+        if column.metric.startswith(RELATIVE):
+            rows = relative(rows, column.metric)
+    return rows
+
+
+def relative(rows: Sequence[Row], metric: str) -> list[Row]:
+    """Give rows a metric ``relative/<name>``: multiples of the first row that has ``<name>``, ours and the paper's."""
+    name = metric.removeprefix(RELATIVE)
+    ours = [mean(values) for row in rows if (values := [s.values[name] for s in row.scores if name in s.values])]
+    papers = [row.paper[name] for row in rows if name in row.paper]
+
+    def with_ratio(values: Mapping[str, float], base: list[float]) -> Mapping[str, float]:
+        return {**values, metric: values[name] / base[0]} if name in values else values
+
+    return [
+        replace(
+            row,
+            paper=with_ratio(row.paper, papers),
+            scores=[replace(score, values=with_ratio(score.values, ours)) for score in row.scores],
+        )
+        for row in rows
+    ]
 
 
 def _label(label: str, score: Score) -> str:

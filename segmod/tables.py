@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 DASH = "\N{EN DASH}"
 _DEFAULT_COLUMNS = [{"metric": name, "header": name} for name in ("miou", "pixel_acc", "mean_acc", "fwiou")]
-_DIGITS = {"%": 1, "MiB": 0, "s": 3}
+_DIGITS = {"%": 1, "MiB": 0, "s": 3, "x": 2}
 _KINDS = ("ours", "paper", "difference")
 _WIDE = 4  # tables with more columns than this have ours, paper and difference below each other
 

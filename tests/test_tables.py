@@ -216,6 +216,10 @@ def test_time_and_memory_come_from_the_benchmark_of_the_same_net(tmp_path: Path)
         ["flat", "", "", "\N{EN DASH}", "0.125", "0.050", "+0.075"],
         ["deep", "1", "VOC2012 seg11valid", "50.0", "0.250", "0.050", "+0.200"],
     ]
+    columns = [Column("relative/test_time_s", "test time", "x")]
+    rows = make_rows("dfp", definition, columns, collect(tmp_path), collect_benchmarks(tmp_path))
+    # ours 0.25 / 0.125, the paper's 0.05 / 0.05
+    assert [line[3:] for line in layout(columns, rows)[1:]] == [["1.00", "1.00", "+0.00"], ["2.00", "1.00", "+1.00"]]
     assert "Time and memory of ours: x86_64 CPU, 1 threads (batch 3, size 64x64)" in "\n".join(footnotes(rows))
 
 
