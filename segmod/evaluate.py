@@ -87,8 +87,10 @@ def settle(cfg: DictConfig, run: runs.Run) -> DictConfig:
     for key, value in data.items():
         if value is not None:
             OmegaConf.update(run_cfg, f"data.{key}", value)
-    if "crops" in run_cfg.data:
+    if run_cfg.data.get("crops") is not None:
         run_cfg.data.crops = None  # whole images are scored, whatever the run trained on
+        if not run_cfg.data.get("eval_squash"):
+            run_cfg.data.squash = None  # that was the size of the crops
     if run_cfg.model.net.get("weights") is not None:
         run_cfg.model.net.weights = None  # the checkpoint brings all weights
     if run_cfg.get("inference") is not None:

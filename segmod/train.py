@@ -85,6 +85,8 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
     if module.confusion is None:
         raise UserError(f"no image was validated: data.{cfg.data.get('val_split')} is empty or limit_val_batches is 0")
     result: dict[str, Any] = scores(module, datamodule)
+    if images.crops is not None:
+        result["inference"] = "crops"
     if trainer.is_global_zero:
         result = runs.record(
             run.directory,

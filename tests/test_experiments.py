@@ -100,6 +100,7 @@ def test_stages_of_deconvnet_follow_the_authors(
     assert (cfg.model.optimizer.lr, cfg.model.optimizer.momentum) == (0.01, 0.9)
     assert (cfg.data.train_split, cfg.data.squash, cfg.data.crop_size) == ("trainaug", 250, 224)
     assert ("proposals" in cfg.data.crops) == (crops == "proposals")
+    assert cfg.inference._target_ == "segmod.inference.proposals.ProposalPredictor"  # what segmod-evaluate does unasked
     assert cfg.checkpoint == "last"
 
 

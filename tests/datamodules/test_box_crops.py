@@ -229,11 +229,12 @@ def test_a_run_trains_on_crops_and_is_evaluated_on_whole_images(segmod, small, t
     )
     (path,) = tmp_path.glob("runs/**/seed0/metrics.json")
     trained = json.loads(path.read_text())
-    assert (trained["split"], trained["images"]) == ("val crops", 4)
+    assert (trained["split"], trained["images"], trained["inference"]) == ("val crops", 4, "crops")
     assert segmod("evaluate", f"run={path.parent}", "trainer.enable_progress_bar=false") == 0
     (evaluation,) = path.parent.glob("evaluation/*/metrics.json")
     scored = json.loads(evaluation.read_text())
     assert (scored["split"], scored["images"]) == ("val", 3)
+    assert scored["predictor"]["size"] is None, "whole images were squashed to the size of the crops"
     assert segmod("tables", "table=runs") == 0
     table = (tmp_path / "tables" / "runs.md").read_text()
     assert "VOC2012 val crops, 4 |" in table  # not "4 images"
