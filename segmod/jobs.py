@@ -169,9 +169,12 @@ def label(jobs: Sequence[Job]) -> None:
     Raises:
         UserError: Two are the same.
     """
+    words = [job.parts[1].split("+") for job in jobs]
+    overrides = ["+".join(w for w in own if not all(w in other for other in words)) for own in words]
+    names = [(job.parts[0], changed, job.parts[2]) for job, changed in zip(jobs, overrides, strict=True)]
     for chosen in ((0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)):
-        for job in jobs:
-            job.label = " ".join(job.parts[i] for i in chosen if job.parts[i]) or "as it is"
+        for job, parts in zip(jobs, names, strict=True):
+            job.label = " ".join(parts[i] for i in chosen if parts[i]) or "as it is"
         if len({job.label for job in jobs}) == len(jobs):
             return
     labels = [job.label for job in jobs]

@@ -200,6 +200,7 @@ def test_jobs_of_a_sweep_take_turns(segmod: Any, small: Any, here: Any) -> None:
     assert {path.name.rpartition("-")[2] for path in Path("runs/benchmark").glob("*.png")} == {"time.png", "memory.png"}
 
 
+@pytest.mark.slow
 def test_a_sweep_of_training_with_its_papers_ratios(segmod: Any, here: Any) -> None:
     two = "hydra.sweeper.params.experiment='dfp_resnet50_depth0,dfp_resnet50_depth5'"
     small_nets = "model.net.backbone=resnet18", "model.net.width=0.1"
@@ -210,6 +211,25 @@ def test_a_sweep_of_training_with_its_papers_ratios(segmod: Any, here: Any) -> N
         ratios = [float(r["ratio"]) for r in csv.DictReader(file) if r["quantity"] == "forward_flops"]
     assert ratios[0] == 1.0
     assert 1.7 < ratios[1] < 1.9  # the trunk on areas of 1 + 0.75^2 + 0.5^2 = 1.81, the last layer on one
+
+
+def test_jobs_are_called_by_what_tells_them_apart() -> None:
+    from segmod.jobs import Job, label
+
+    def labels(*places: tuple[str, str, int]) -> list[str]:
+        jobs = [
+            Job(name, Path("runs", name, overrides), {}, {**SETTINGS, "batch": batch}, ["flops"], {}, {})
+            for name, overrides, batch in places
+        ]
+        label(jobs)
+        return [job.label for job in jobs]
+
+    assert labels(("a", "lr-1+width-2", 1)) == ["a"]
+    assert labels(("a", "", 1), ("b", "", 2)) == ["a", "b"]
+    assert labels(("a", "lr-1+width-2", 1), ("a", "lr-1+width-4", 1)) == ["width-2", "width-4"]
+    assert labels(("a", "lr-1", 1), ("a", "lr-1", 2)) == ["cpu-1x32x32-32-true-flops", "cpu-2x32x32-32-true-flops"]
+    with pytest.raises(trial.UserError, match="two jobs of this sweep are both a cpu-1x32x32"):
+        labels(("a", "lr-1", 1), ("a", "lr-1", 1))
 
 
 def test_the_papers_ratio_is_that_of_its_numbers() -> None:
