@@ -11,7 +11,7 @@ import torch
 from segmod import figures
 from segmod.data.crops import cut, enlarge
 from segmod.data.instances import find_instances
-from segmod.studies.subject import Row, Subject, shown
+from segmod.studies.subject import Row, Subject, at_least, shown
 from segmod.types import UserError
 
 
@@ -26,7 +26,7 @@ class Activations:
     Args:
         images: Images to draw, the first of the split that show an object.
         size: Side of the crop in pixels.
-        context: Factor on the sides of the object's box.
+        context: Factor on the sides of the object's box, at least 1.
         channel: ``strongest``, or ``object``: the channel that is strongest on the object less what it is beside it.
             Where the background is the surest class, the strongest channels speak of that.
 
@@ -34,8 +34,7 @@ class Activations:
     """
 
     def __init__(self, images: int = 2, size: int = 224, context: float = 1.2, channel: str = "strongest") -> None:
-        if images < 1 or size < 1:
-            raise UserError(f"study.images={images}, study.size={size}: must be at least 1")
+        at_least(1, images=images, size=size, context=context)
         self.images = images
         self.size = size
         if channel not in ("strongest", "object"):

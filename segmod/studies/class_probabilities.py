@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from segmod import figures, viz
-from segmod.studies.subject import Row, Subject, scores, shown
+from segmod.studies.subject import Row, Subject, at_least, scores, shown
 from segmod.types import Predictor, UserError
 
 
@@ -32,8 +32,7 @@ class ClassProbabilities:
         against: Predictor | None = None,
         against_name: str | None = None,
     ) -> None:
-        if pictures < 1:
-            raise UserError(f"study.pictures={pictures}: draw at least 1")
+        at_least(1, pictures=pictures)
         self.classes = classes
         self.pictures = pictures
         self.against = against

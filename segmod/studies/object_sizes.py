@@ -11,7 +11,7 @@ import numpy as np
 
 from segmod import figures, viz
 from segmod.data.instances import find_instances
-from segmod.studies.subject import Row, Subject, labels, scores, shown
+from segmod.studies.subject import Row, Subject, at_least, labels, scores, shown
 from segmod.types import Predictor, UserError
 
 
@@ -52,6 +52,8 @@ class ObjectSizes:
     ) -> None:
         if list(edges) != sorted(set(edges)) or not all(0 < edge < 1 for edge in edges):
             raise UserError(f"study.edges={list(edges)}: give shares of the image, ascending, between 0 and 1")
+        at_least(1, images=images, pictures=pictures)
+        at_least(0, least=least)
         self.edges = edges
         self.images = images
         self.pictures = pictures

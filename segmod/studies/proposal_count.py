@@ -11,7 +11,7 @@ import torch
 from segmod import figures, viz
 from segmod.inference.proposals import ProposalPredictor
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
-from segmod.studies.subject import Row, Subject, labels, shown
+from segmod.studies.subject import Row, Subject, at_least, labels, shown
 from segmod.types import UserError
 
 
@@ -31,6 +31,7 @@ class ProposalCount:
     ) -> None:
         if not counts or list(counts) != sorted(set(counts)) or counts[0] < 1:
             raise UserError(f"study.counts={list(counts)}: give numbers of proposals, ascending, from 1")
+        at_least(1, images=images, pictures=pictures)
         self.counts = counts
         self.images = images
         self.pictures = pictures

@@ -84,6 +84,17 @@ class Subject:
         return range(len(self.dataset) if count is None else min(count, len(self.dataset)))
 
 
+def at_least(smallest: float, **values: float | None) -> None:
+    """Check numbers of the config; None is always allowed.
+
+    Raises:
+        UserError: One is too small.
+    """
+    for key, value in values.items():
+        if value is not None and value < smallest:
+            raise UserError(f"study.{key}={value}: must be at least {smallest:g}")
+
+
 def scores(system: Predictor, subject: Subject, batch: Batch) -> torch.Tensor:
     """Class probabilities of one image, float32 (K, H, W), on the CPU."""
     with torch.inference_mode():

@@ -132,6 +132,20 @@ def test_counting_proposals_needs_proposals(tmp_path):
         ProposalCount([5, 1])
 
 
+@pytest.mark.parametrize(
+    ("study", "key"),
+    [
+        (lambda: ProposalCount(images=-1), "images=-1"),
+        (lambda: ObjectSizes(pictures=0), "pictures=0"),
+        (lambda: ClassProbabilities(pictures=0), "pictures=0"),
+        (lambda: Activations(context=0), "context=0"),
+    ],
+)
+def test_numbers_that_make_no_sense(study, key):
+    with pytest.raises(UserError, match=rf"study\.{key}: must be at least 1"):
+        study()
+
+
 def test_activations_follow_the_paper(tmp_path):
     """Sides of fig. 4; an unpooling leaves at least three of four values at 0."""
     torch.manual_seed(0)
