@@ -236,8 +236,8 @@ def line_chart(
     figure, axes = _figure(6.4, 4.2)
     for i, (name, values) in enumerate(series.items()):
         heights = [float("nan") if value is None else value for value in values]
-        look = {"color": OKABE_ITO[i % len(OKABE_ITO)], "marker": MARKERS[i % len(MARKERS)]}
-        axes.plot(x, heights, label=name, linewidth=1.8, markersize=5, **look)
+        colour, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[i % len(MARKERS)]
+        axes.plot(x, heights, label=name, color=colour, marker=marker, markersize=5, linewidth=1.8)
     if x and min(x) > 0 and max(x) >= 50 * min(x):
         axes.set_xscale("log")
     axes.set_xticks(x, [f"{value:g}" for value in x], fontsize=9)
