@@ -11,7 +11,7 @@ MISTAKES = [
     (["foo=1"], "no config key 'foo'"),
     (["model.optimizer.lrr=1"], "no config key 'model.optimizer.lrr': did you mean model.optimizer.lr?"),
     (["modle=fcn8s"], "'modle': did you mean model?"),
-    (["model=fnc8s"], "model=fnc8s: no such option; choose one of fcn16s, "),
+    (["model=fnc8s"], "model=fnc8s: no such option; choose one of boxwise_inceptionv3, "),
     (["experiment=nope"], "experiment=nope: no such option; choose one of"),
     (["callbacks=[default,nope]"], "callbacks=nope: no such option"),
     (["model.optimizer.lr=fast"], "model.optimizer.lr='fast' has the wrong type"),
