@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 READY := $(VENV)/.ready
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .PHONY: help setup quickstart test test-all check format lock clean
@@ -28,10 +29,10 @@ quickstart: setup  ## Train the small default net on built-in data, evaluate it,
 	$(BIN)/segmod-train
 
 test: setup  ## Run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(WORKERS)
 
 test-all: setup  ## Run the tests, the slow ones too
-	$(BIN)/pytest -m ''
+	$(BIN)/pytest $(WORKERS) -m ''
 
 check: setup  ## Check format, lint and types
 	$(BIN)/ruff format --check .
