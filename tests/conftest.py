@@ -11,6 +11,7 @@ import torch
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ["WANDB_MODE"] = "offline"
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: threads that share a core wait for each other
 torch.set_num_threads(1)
 
 # the default net on a few small scenes: an epoch is 4 batches, a validation 3 images
