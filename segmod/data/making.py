@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from segmod.data.dataset import SegmentationDataset
+from segmod.data.order import cores
 from segmod.data.stored import StoredProposals
 from segmod.data.transforms import require
 from segmod.types import UserError
@@ -97,7 +97,7 @@ def over_images(
     """
     require(workers is None or workers >= 1, f"workers={workers}: must be at least 1, or null for one a core")
     faults: list[str] = []
-    pool = ThreadPoolExecutor(workers or _cores())
+    pool = ThreadPoolExecutor(workers or cores())
     try:
         futures = [pool.submit(work, job) for job in jobs]
         for future in track(as_completed(futures), title, len(jobs), console=Console(stderr=True)):
@@ -110,8 +110,3 @@ def over_images(
     if faults:
         rest = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise UserError(f"{len(faults)} of {len(jobs)} images failed: {'; '.join(faults[:_SHOWN])}{rest}")
-
-
-def _cores() -> int:
-    """Return the number of cores this process may use; only Linux can say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import weakref
 from collections.abc import Iterator
@@ -144,3 +145,8 @@ def _stop_workers() -> None:
     for batches in list(_STARTED):
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             batches._shutdown_workers()
+
+
+def cores() -> int:
+    """Return the number of cores this process may use; only Linux can say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

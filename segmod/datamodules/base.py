@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -12,7 +11,7 @@ from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
 from segmod.data.dataset import SegmentationDataset, Transform
-from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, collate, prepare_worker
+from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, collate, cores, prepare_worker
 from segmod.data.transforms import EvalTransform, Normalization, TrainTransform, require, whole
 from segmod.types import VOC_CLASSES, Sample
 
@@ -178,7 +177,7 @@ class SegmentationDataModule(LightningDataModule):
         if self.num_workers is not None:
             return self.num_workers
         local = self.trainer.num_devices if self.trainer else 1
-        return min(_MAX_WORKERS, max(1, _cores() // local))
+        return min(_MAX_WORKERS, max(1, cores() // local))
 
     def batch_a_process(self) -> int:
         """Return the training samples a step of one process.
@@ -206,8 +205,3 @@ class SegmentationDataModule(LightningDataModule):
         if self.trainer is not None:
             return self.trainer.strategy.root_device.type == "cuda"
         return torch.cuda.is_available()
-
-
-def _cores() -> int:
-    """Return the number of cores this process may use; only Linux can say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
