@@ -12,7 +12,6 @@ a folder on PYTHONPATH. With --device, the time includes the copy there and back
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from side_by_side import alternate
 from torch import Tensor
 
 from segmod.inference.crf import dense_crf
@@ -69,22 +69,6 @@ def theirs(probabilities: Tensor, image: Image, normalization: str) -> Tensor:
     return torch.from_numpy(np.array(crf.inference(10))).view(classes, height, width)
 
 
-def alternate(
-    work: dict[str, Callable[[], Tensor]], rounds: int
-) -> tuple[dict[str, tuple[float, float]], dict[str, Tensor]]:
-    """Smallest (wall, CPU) seconds of each, after one run to warm up, and what it gave."""
-    results = {name: run() for name, run in work.items()}
-    best = dict.fromkeys(work, (float("inf"), float("inf")))
-    names = list(work)
-    for _ in range(rounds):
-        for name in (*names, *reversed(names)):
-            wall, cpu = time.perf_counter(), time.process_time()
-            work[name]()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            best[name] = (min(best[name][0], wall), min(best[name][1], cpu))
-    return best, results
-
-
 def report(image: Image, name: str, rounds: int, device: str) -> None:
     probabilities = probabilities_for(image)
     height, width = image.shape[:2]
@@ -101,7 +85,8 @@ def report(image: Image, name: str, rounds: int, device: str) -> None:
         }
         if densecrf is not None:
             work["pydensecrf2"] = partial(theirs, probabilities, image, normalization)
-        best, results = alternate(work, rounds)
+        results = {variant: run() for variant, run in work.items()}
+        best = alternate(work, rounds)
         for variant, (wall, cpu) in best.items():
             line = f"  {normalization:10} {variant:15} {wall:7.3f} s wall {cpu:7.3f} s CPU"
             if densecrf is not None and variant in ("segmod", "exact distance"):

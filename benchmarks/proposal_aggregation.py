@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from side_by_side import alternate, memory
 from torch import Tensor, nn
 
 from segmod.data.transforms import Normalization
@@ -105,27 +104,6 @@ FORMS: dict[str, Callable[[nn.Module, Batch, int], Tensor]] = {
     "canvas, single crops": lambda net, batch, count: predictor(count, 1)(net, batch),
     "canvas, batches": lambda net, batch, count: predictor(count)(net, batch),
 }
-
-
-def alternate(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Smallest (wall, CPU) seconds of each, after one run to warm up."""
-    for run in work.values():
-        run()
-    best = dict.fromkeys(work, (float("inf"), float("inf")))
-    names = list(work)
-    for _ in range(rounds):
-        for name in (*names, *reversed(names)):
-            wall, cpu = time.perf_counter(), time.process_time()
-            work[name]()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            best[name] = (min(best[name][0], wall), min(best[name][1], cpu))
-    return best
-
-
-def memory(entry: str) -> int:
-    """KiB of this process, from the kernel; ``ru_maxrss`` would start at that of the parent."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry))
-    return int(line.split()[1])
 
 
 def peak(name: str, count: int, kind: str, threads: int, result: multiprocessing.Queue[int]) -> None:
