@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from segmod.printing import markdown, print_table, write_records
 
 if TYPE_CHECKING:
     from segmod.jobs import Job
@@ -42,35 +43,18 @@ QUANTITIES = (
 
 def report(jobs: Sequence[Job], reference: Job, path: Path) -> None:
     """Print what was found; of a sweep also write ``path`` .md, .csv and charts."""
-    from rich.console import Console
-    from rich.table import Table
-
     from segmod.train import shown
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 200
-    header, *lines = table(jobs, reference)
+    lines = table(jobs, reference)
     note = caption(jobs)
-    drawn = Table(title=note)
-    for i, heading in enumerate(header):
-        drawn.add_column(heading, justify="right" if i else "left", overflow="fold")
-    for line in lines:
-        drawn.add_row(*line)
-    console.print(drawn)
+    console = print_table(note, lines)
     for job in jobs:
         console.print(f"written: {shown(job.directory.absolute() / 'benchmark.json')}", soft_wrap=True)
     if len(jobs) == 1:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    markdown = [header, [":--"] + ["--:"] * (len(header) - 1), *lines]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in markdown)
-    file_of(path, ".md").write_text(f"**{note}**\n\n{text}\n")
-    entries = list(records(jobs, reference))
-    with file_of(path, ".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, entries[0])
-        writer.writeheader()
-        writer.writerows(entries)
+    file_of(path, ".md").write_text(f"**{note}**\n\n{markdown(lines)}\n")
+    write_records(file_of(path, ".csv"), list(records(jobs, reference)))
     charts = draw(jobs, reference, path)
     console.print(f"written: {shown(path.absolute())}{{.md,.csv,{','.join(charts)}}}", soft_wrap=True)
 

@@ -173,9 +173,13 @@ def inference_name(run_cfg: DictConfig) -> str:
 def evaluation_name(run_cfg: DictConfig) -> str:
     """Folder of an evaluation: ``<inference>-<split>``, and what else was changed by hand."""
     groups = ("inference.", "inference@", "proposals", "checkpoint=", "data.", "trainer.")
+    return named_by_changes(f"{inference_name(run_cfg)}-{run_cfg.data.val_split}", groups)
+
+
+def named_by_changes(name: str, groups: tuple[str, ...]) -> str:
+    """A folder's name and, after it, the overrides of this command line that begin with one of ``groups``."""
     changes = [override for override in cli.overrides() if override.lstrip("+").startswith(groups)]
-    suffix = runs.readable(changes, with_model_and_data=True)
-    return "+".join(filter(None, [f"{inference_name(run_cfg)}-{run_cfg.data.val_split}", suffix]))
+    return "+".join(filter(None, [name, runs.readable(changes, with_model_and_data=True)]))
 
 
 def validate(

@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from segmod import cli, runs
-from segmod.evaluate import restore, settle
+from segmod.evaluate import settle
 from segmod.predict import choose_device
-from segmod.study import log_pictures, report, write_table
+from segmod.printing import write_records
+from segmod.study import log_pictures, report, subject_of
 from segmod.types import UserError
-
-if TYPE_CHECKING:
-    from segmod.studies.subject import Subject
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,9 @@ def main(cfg: DictConfig) -> None:
     subjects, sides = {}, {}
     named = labels([run.directory for run in found]) if len(found) > 1 else [str(found[0].config().name)]
     for run, label in zip(found, named, strict=True):
-        subjects[label], sides[label] = subject_of(cfg, run, label, device)
+        subjects[label], module = subject_of(settle(cfg, run), run, cfg.checkpoint, device, label)
+        skip_maps.skip_net(module.net)
+        sides[label] = getattr(module, "side", None)  # of the images that the net sees
     first = next(iter(subjects.values()))
     images = find_images(entries(cfg.images), first.dataset.names)
     split = str(settle(cfg, found[0]).data.val_split)
@@ -52,31 +52,11 @@ def main(cfg: DictConfig) -> None:
     for label, subject in subjects.items():
         table += skip_maps.measure(label, subject, sides[label], range(count)) if count else []
     if table:
-        write_table(directory / "table.csv", table)
+        write_records(directory / "table.csv", table)
         report(directory, table)
     else:
         log.info("pictures in %s", directory)
     log_pictures(cfg, directory, table)
-
-
-def subject_of(cfg: DictConfig, run: runs.Run, label: str, device: Any) -> tuple[Subject, int | None]:
-    """A trained run, and the side in pixels of the images that its net sees.
-
-    Raises:
-        UserError: Its net has no skip connections.
-    """
-    from segmod.inference.dense import DensePredictor
-    from segmod.studies.skip_maps import skip_net
-    from segmod.studies.subject import Subject
-
-    run_cfg = settle(cfg, run)
-    module, datamodule, _ = restore(run_cfg, run, cfg.checkpoint)
-    skip_net(module.net)
-    module.eval().to(device)
-    dataset = datamodule.dataset(str(run_cfg.data.val_split), datamodule.eval_transform)
-    predictor = module.predictor or DensePredictor()
-    subject = Subject(label, module.net, predictor, dataset, datamodule.normalization, datamodule.classes)
-    return subject, getattr(module, "side", None)
 
 
 def labels(directories: Sequence[Path]) -> list[str]:

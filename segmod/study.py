@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from segmod import cli, runs
-from segmod.evaluate import restore, settle
+from segmod.evaluate import named_by_changes, restore, settle
 from segmod.predict import choose_device
+from segmod.printing import write_records
 from segmod.train import shown
 from segmod.types import UserError
 
 if TYPE_CHECKING:
-    from segmod.studies.subject import Row, Study
+    from segmod.modules.base import SegmentationModule
+    from segmod.studies.subject import Row, Study, Subject
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,8 @@ log = logging.getLogger(__name__)
 @cli.command("study")
 def main(cfg: DictConfig) -> None:
     """Do the study that the config names."""
-    from segmod.inference.dense import DensePredictor
     from segmod.instantiate import instantiate
     from segmod.launch import prepare_lightning
-    from segmod.studies.subject import Subject
 
     prepare_lightning()
     if cfg.get("study") is None:
@@ -43,32 +42,40 @@ def main(cfg: DictConfig) -> None:
     directory = Path(cfg.output or run.directory / "studies" / study_name(run_cfg)).expanduser()
     cfg.run_dir = str(directory.resolve())
     study: Study = instantiate(cfg, "study")
-    module, datamodule, _ = restore(run_cfg, run, cfg.checkpoint)
-    dataset = datamodule.dataset(str(run_cfg.data.val_split), datamodule.eval_transform)
-    module.eval().to(device)
+    subject, _ = subject_of(run_cfg, run, cfg.checkpoint, device, str(run_cfg.name))
     directory.mkdir(parents=True, exist_ok=True)
-    predictor = module.predictor or DensePredictor()
-    subject = Subject(str(run_cfg.name), module.net, predictor, dataset, datamodule.normalization, datamodule.classes)
     table = study(subject, directory)
-    write_table(directory / "table.csv", table)
+    write_records(directory / "table.csv", table)
     report(directory, table)
     log_pictures(cfg, directory, table)
+
+
+def subject_of(
+    run_cfg: DictConfig, run: runs.Run, which: str | None, device: Any, name: str
+) -> tuple[Subject, SegmentationModule]:
+    """A trained run as a study looks at it, and its module.
+
+    Args:
+        run_cfg: Config of the run, as `settle` returns it; its ``data.val_split`` is looked at.
+        run: The run.
+        which: ``best``, ``last`` or a path; None for what the run's config says.
+        device: Where to compute.
+        name: What to call the run.
+    """
+    from segmod.inference.dense import DensePredictor
+    from segmod.studies.subject import Subject
+
+    module, datamodule, _ = restore(run_cfg, run, which)
+    module.eval().to(device)
+    dataset = datamodule.dataset(str(run_cfg.data.val_split), datamodule.eval_transform)
+    predictor = module.predictor or DensePredictor()
+    return Subject(name, module.net, predictor, dataset, datamodule.normalization, datamodule.classes), module
 
 
 def study_name(run_cfg: DictConfig) -> str:
     """Folder of a study: ``<study>-<split>``, and what was changed by hand."""
     groups = ("study.", "inference", "proposals", "against", "checkpoint=")
-    changes = [override for override in cli.overrides() if override.lstrip("+").startswith(groups)]
-    suffix = runs.readable(changes, with_model_and_data=True)
-    return "+".join(filter(None, [f"{cli.choices()['study']}-{run_cfg.data.val_split}", suffix]))
-
-
-def write_table(path: Path, table: Sequence[Row]) -> None:
-    """Write the lines of a study's table with full precision."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
+    return named_by_changes(f"{cli.choices()['study']}-{run_cfg.data.val_split}", groups)
 
 
 def report(directory: Path, table: Sequence[Row]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segmod import cli
+from segmod.printing import markdown, print_table, write_records
 from segmod.results import collect, collect_benchmarks
 from segmod.rows import RUNS, Column, Row, make_rows
 from segmod.types import UserError
@@ -53,23 +53,14 @@ def main(cfg: DictConfig) -> None:
 
 def write(path: Path, caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> None:
     """Write a table as .md, .csv, .tex and .png beside each other, and print it."""
-    from rich.console import Console
-    from rich.table import Table
-
     from segmod import viz
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    header, *lines = layout(columns, rows)
+    lines = layout(columns, rows)
     notes = footnotes(rows)
-    markdown = [header, [":--"] + ["--:"] * (len(header) - 1), *lines]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in markdown)
-    path.with_suffix(".md").write_text("\n\n".join([f"**{caption}**", text, *notes]) + "\n")
-    path.with_suffix(".tex").write_text(latex(caption, [header, *lines], notes))
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        entries = list(records(columns, rows))
-        writer = csv.DictWriter(file, entries[0])
-        writer.writeheader()
-        writer.writerows(entries)
+    path.with_suffix(".md").write_text("\n\n".join([f"**{caption}**", markdown(lines), *notes]) + "\n")
+    path.with_suffix(".tex").write_text(latex(caption, lines, notes))
+    write_records(path.with_suffix(".csv"), list(records(columns, rows)))
 
     first, shown = columns[0], [row for row in rows if row.ours(columns[0]) or row.theirs(columns[0]) is not None]
     series = {"ours": [mean(row.ours(first)) if row.ours(first) else None for row in shown]}
@@ -79,16 +70,8 @@ def write(path: Path, caption: str, columns: Sequence[Column], rows: Sequence[Ro
         labels = [row.label if len(row.label) <= 40 else f"{row.label[:39]}\N{HORIZONTAL ELLIPSIS}" for row in shown]
         viz.bar_chart(labels, series, path.with_suffix(".png"), caption, _heading(first))
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 200  # a file has no margin
-    table = Table(title=caption)
-    header, *lines = layout(columns[:1] if len(columns) > _WIDE else columns, rows)  # a terminal is not that wide
-    for i, heading in enumerate(header):
-        table.add_column(heading, justify="right" if i else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
+    # a terminal is not as wide as some tables
+    console = print_table(caption, layout(columns[:1] if len(columns) > _WIDE else columns, rows))
     for note in notes:
         console.print(note, soft_wrap=True)
     console.print(f"written: {path}.{{md,csv,tex,png}}\n", soft_wrap=True)

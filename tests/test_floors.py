@@ -11,7 +11,7 @@ PARTS = {"nets", "data", "inference", "metrics", "optim", "losses", "viz", "figu
 LIGHTNING = {"modules", "datamodules", "callbacks", "studies"}
 COMMANDS = {
     "train", "evaluate", "predict", "tables", "results", "runs", "environment", "cli", "instantiate", "launch",
-    "benchmark", "trial", "jobs", "comparison", "rows", "study", "proposals", "skipmaps",
+    "benchmark", "trial", "jobs", "comparison", "rows", "study", "proposals", "printing", "skipmaps",
 }  # fmt: skip
 FLOORS = [GROUND, PARTS, LIGHTNING, COMMANDS]
 # packages a floor may not import, beyond what the floors above it may
