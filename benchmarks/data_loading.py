@@ -32,7 +32,7 @@ from segmod.data.order import ResumableLoader, TrainingOrder, collate, prepare_w
 from segmod.data.synthetic import write_voc_tree
 from segmod.data.transforms import Normalization, TrainTransform
 from segmod.data.voc import VOCSegmentation
-from segmod.types import IGNORE_INDEX
+from segmod.ground.types import IGNORE_INDEX
 
 CROP = 512
 SCALE = (0.5, 2.0)

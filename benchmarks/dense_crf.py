@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from side_by_side import alternate
 from torch import Tensor
 
+from segmod.ground.memory import keep_freed_memory
 from segmod.inference.crf import dense_crf
 from segmod.inference.permutohedral import Permutohedral
-from segmod.memory import keep_freed_memory
 
 try:
     from pydensecrf import densecrf

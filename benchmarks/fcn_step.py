@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmod.nets.fcn import FCN
-from segmod.ops import BilinearUpsample, bilinear_kernel
+from segmod.nets.ops import BilinearUpsample, bilinear_kernel
 
 
 class DenseUpsample(nn.ConvTranspose2d):

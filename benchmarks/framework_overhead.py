@@ -22,15 +22,15 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from segmod.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
-from segmod.callbacks.loggers import CSVLogger
+from segmod.ground.memory import keep_freed_memory
 from segmod.inference.dense import DensePredictor
-from segmod.launch import prepare_lightning
-from segmod.memory import keep_freed_memory
-from segmod.modules.base import SegmentationModule
 from segmod.nets.backbones import Tiny
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.optim import Poly
+from segmod.runs.launch import prepare_lightning
+from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
+from segmod.training.loggers import CSVLogger
+from segmod.training.module import SegmentationModule
 
 
 def batches(count: int, size: int) -> list[dict[str, object]]:

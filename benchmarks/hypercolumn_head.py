@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from side_by_side import alternate, memory
 from torch import Tensor
 
-from segmod.memory import keep_freed_memory
+from segmod.ground.memory import keep_freed_memory
 from segmod.nets.backbones import VGG11
 from segmod.nets.hypercolumn import Hypercolumn
-from segmod.ops import resize
+from segmod.nets.ops import resize
 
 SIDE = 224
 

@@ -21,11 +21,11 @@ from side_by_side import alternate, memory
 from torch import Tensor, nn
 
 from segmod.data.transforms import Normalization
+from segmod.ground.memory import keep_freed_memory
+from segmod.ground.types import Batch
 from segmod.inference.proposals import ProposalPredictor, probabilities_of
-from segmod.memory import keep_freed_memory
 from segmod.nets.deconvnet import DeconvNet
-from segmod.ops import resize
-from segmod.types import Batch
+from segmod.nets.ops import resize
 
 HEIGHT, WIDTH, SIZE, BATCH = 375, 500, 224, 10
 NORMALIZATION = Normalization.named("imagenet")

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from segmod.data.transforms import Normalization
+from segmod.ground.types import labels_of
 from segmod.metrics import SegmentationMetrics, summarise
 from segmod.nets.pyramid import DeepFeaturePyramid
 from segmod.optim import Linear
-from segmod.types import labels_of
 
 SIZE = (160, 160)
 

@@ -17,8 +17,7 @@ CASES = {
     "import torch": ["-c", "import torch"],
     "import lightning": ["-c", "import lightning"],
     **{
-        f"segmod-{name} --help": ["-m", f"segmod.{name}", "--help"]
-        for name in ("train", "evaluate", "predict", "tables")
+        f"segmod-{name} --help": ["-m", "segmod", name, "--help"] for name in ("train", "evaluate", "predict", "tables")
     },
 }
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmod.types import IGNORE_INDEX
+from segmod.ground.types import IGNORE_INDEX
 
 
 class BalancedCrossEntropy(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from segmod.types import IGNORE_INDEX, Batch
+from segmod.ground.types import IGNORE_INDEX, Batch
 
 
 def random_batch(batch: int, size: tuple[int, int], num_classes: int, device: torch.device | str = "cpu") -> Batch:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from segmod.types import IGNORE_INDEX
+from segmod.ground.types import IGNORE_INDEX
 
 
 class SegmentationMetrics(MulticlassConfusionMatrix):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from segmod.types import UserError
+from segmod.ground.errors import UserError
 
 
 class ParamRule(TypedDict):

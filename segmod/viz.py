@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segmod.types import IGNORE_INDEX
+from segmod.ground.palettes import VOC_PALETTE
+from segmod.ground.types import IGNORE_INDEX
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 Mask = NDArray[np.integer] | Tensor  # (H, W), labels and IGNORE_INDEX
@@ -26,20 +27,6 @@ Mask = NDArray[np.integer] | Tensor  # (H, W), labels and IGNORE_INDEX
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
-def _voc_palette() -> Picture:
-    """Colours of the labels 0..255: bits 0, 1, 2 of k fill R, G, B from the top, then bits 3, 4, 5, and so on."""
-    k = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for plane in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((k >> (3 * plane + channel) & 1) << (7 - plane)).astype(np.uint8)
-    return palette
-
-
-VOC_PALETTE: Picture = _voc_palette()
-"""uint8 (256, 3), as in VOC's own development kit; entry 255, void, is (224, 224, 192)."""
 
 
 # -- masks -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Commands run as a user types them, in this process, so that torch is imported once."""
 
-import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from segmod.__main__ import COMMANDS
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ["WANDB_MODE"] = "offline"
@@ -38,11 +39,10 @@ def segmod(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def run_command(name: str, *arguments: str) -> int:
-    module = importlib.import_module(f"segmod.{name}")
     before = sys.argv
     sys.argv = [f"segmod-{name}", *arguments]
     try:
-        module.main()
+        COMMANDS[name]()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     finally:

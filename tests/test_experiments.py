@@ -13,9 +13,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from segmod import cli, runs
-from segmod.instantiate import check, instantiate
 from segmod.optim import param_groups
+from segmod.runs import cli
+from segmod.runs import folders as runs
+from segmod.runs.instantiate import check, instantiate
 
 EXPERIMENTS = sorted(path.stem for path in (cli.CONF_DIR / "experiment").glob("*.yaml"))
 SWEEPS = sorted(path.stem for path in (cli.CONF_DIR / "sweep").glob("*.yaml"))
@@ -197,7 +198,7 @@ def run_sweep(cwd: Path, *overrides: str) -> dict[str, Any]:
         "data.train_images=4 data.val_images=2 data.num_workers=0 model.net.weights=null trainer=cpu "
         "trainer.num_sanity_val_steps=0 trainer.enable_progress_bar=false trainer.log_every_n_steps=1"
     )
-    command = [sys.executable, "-m", "segmod.train", *overrides, *small.split()]
+    command = [sys.executable, "-m", "segmod", "train", *overrides, *small.split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -246,7 +247,14 @@ def test_deconvnet_curriculum_runs_by_one_command(tmp_path: Path) -> None:
     assert {"running_mean", "running_var"} <= changed <= {"running_mean", "running_var", "num_batches_tracked"}
     assert list(tmp_path.glob("proposals/**/*.npz")), "no proposals were made"
     (run,) = tmp_path.glob("runs/deconvnet/*/seed0")
-    command = [sys.executable, "-m", "segmod.evaluate", f"run={run}", "inference=proposals", "inference.min_side=null"]
+    command = [
+        sys.executable,
+        "-m",
+        "segmod.commands.evaluate",
+        f"run={run}",
+        "inference=proposals",
+        "inference.min_side=null",
+    ]
     done = subprocess.run([*command, "inference.max_proposals=3", "trainer=cpu"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
     (scored,) = run.glob("evaluation/proposals-val*/metrics.json")

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from segmod.ground.errors import UserError
 from segmod.optim import Compound, Constant, Linear, Poly, Schedule, Step, param_groups, scale_groups
-from segmod.types import UserError
 
 
 def net() -> nn.Module:

@@ -25,7 +25,7 @@ def test_the_wheel_carries_its_configs(tmp_path: Path) -> None:
         archive.extractall(site)
     # the dependencies of this environment, but not its editable segmod: path files in there are not followed
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    code = "import segmod.train, segmod.cli; print(segmod.cli.CONF_DIR); segmod.train.main()"
+    code = "from segmod import __main__; from segmod.runs import cli; print(cli.CONF_DIR); __main__.train()"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [str(venv / "bin" / "python"), "-c", code, "--cfg", "job", "experiment=fcn8s", "data=voc"],

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from segmod import viz
-from segmod.types import VOC_CLASSES
+from segmod.ground.palettes import VOC_CLASSES
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -9,8 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segmod.data.arrays import FloatArray, UInt8Array
-from segmod.types import IGNORE_INDEX
+from segmod.ground.types import IGNORE_INDEX, FloatArray, UInt8Array
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
 import albumentations as A

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torchvision.ops import box_iou
 
-from segmod.data.dataset import SegmentationDataset
+from segmod.data.base import SegmentationDataset
 from segmod.data.instances import Instance, find_instances
-from segmod.types import ProposalSource
+from segmod.ground.types import ProposalSource
 
 Int32Array = NDArray[np.int32]
 

@@ -10,12 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from segmod.data.arrays import FloatArray, UInt8Array
+from segmod.data.base import SegmentationDataset, Transform
 from segmod.data.boxes import Boxes, Int32Array
-from segmod.data.dataset import SegmentationDataset, Transform
 from segmod.data.instances import find_instances
 from segmod.data.order import TrainingOrder
-from segmod.types import IGNORE_INDEX, Sample
+from segmod.ground.types import IGNORE_INDEX, FloatArray, Sample, UInt8Array
 
 
 class CropOrder(TrainingOrder):

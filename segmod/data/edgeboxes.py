@@ -9,12 +9,11 @@ from typing import Any, Literal, get_args
 import cv2
 import numpy as np
 
-from segmod.data.arrays import FloatArray, UInt8Array
 from segmod.data.edges import forest_edges, gradient_edges
 from segmod.data.proposals import require_boxes, tidy
 from segmod.data.stored import StoredProposals
-from segmod.data.transforms import require
-from segmod.types import UserError
+from segmod.ground.errors import UserError, require
+from segmod.ground.types import FloatArray, UInt8Array
 
 EdgeMap = Literal["gradient", "structured_forest"]
 _VERSION = 1  # part of the digest: raise it when the same parameters give other boxes

@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segmod.data.arrays import FloatArray, UInt8Array
-from segmod.types import UserError
+from segmod.ground.errors import UserError
+from segmod.ground.types import FloatArray, UInt8Array
 
 _PEAK = 1e-6  # of a gradient; below it an image is flat, and dividing by it would make edges of rounding errors
 

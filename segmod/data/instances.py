@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segmod.data.arrays import UInt8Array
-from segmod.types import IGNORE_INDEX
+from segmod.ground.types import IGNORE_INDEX, UInt8Array
 
 COMPONENTS = "connected components of the class mask"
 """What stands in for objects where nobody drew them."""

@@ -11,11 +11,10 @@ from typing import NamedTuple, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from segmod.data.dataset import SegmentationDataset
+from segmod.data.base import SegmentationDataset
 from segmod.data.order import cores
 from segmod.data.stored import StoredProposals
-from segmod.data.transforms import require
-from segmod.types import UserError
+from segmod.ground.errors import UserError, require
 
 _SHOWN = 10
 Result = TypeVar("Result")

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 from torch.utils.data.distributed import DistributedSampler
 
-from segmod.memory import keep_freed_memory
-from segmod.types import Batch, Sample, UserError
+from segmod.ground.errors import UserError
+from segmod.ground.memory import keep_freed_memory
+from segmod.ground.types import Batch, Sample
 
 _GRACE_SECONDS = 15
 _STARTED: weakref.WeakSet[_BaseDataLoaderIter] = weakref.WeakSet()

@@ -1,6 +1,6 @@
 """Sources of object proposals that need no storage: sliding windows, the ground truth, the files of another tool.
 
-A source is a `segmod.types.ProposalSource`; `segmod.data.edgeboxes` has the one that DeconvNet uses.
+A source is a `segmod.ground.types.ProposalSource`; `segmod.data.edgeboxes` has the one that DeconvNet uses.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from segmod.data.arrays import FloatArray, UInt8Array
 from segmod.data.instances import find_instances
-from segmod.data.transforms import require, whole
-from segmod.types import IGNORE_INDEX, UserError
+from segmod.ground.errors import UserError, require, whole
+from segmod.ground.types import IGNORE_INDEX, FloatArray, UInt8Array
 
 Coordinates = Literal["xyxy", "xywh", "yxyx"]
 
@@ -57,7 +56,7 @@ class GridBoxes:
         self.max_boxes = max_boxes
 
     def __call__(self, name: str, image: UInt8Array, mask: UInt8Array | None = None) -> FloatArray:
-        """Return the windows; see `segmod.types.ProposalSource`."""
+        """Return the windows; see `segmod.ground.types.ProposalSource`."""
         height, width = image.shape[:2]
         shapes = {
             (min(1.0, scale * aspect**0.5), min(1.0, scale / aspect**0.5))

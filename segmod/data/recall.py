@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
-from segmod.data.arrays import FloatArray
 from segmod.data.instances import Instance
+from segmod.ground.types import FloatArray
 
 COUNTS = (10, 50, 100, 500, 2000)
 """Numbers of boxes an image at which recall is told."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from segmod.data.arrays import UInt8Array
-from segmod.types import UserError
+from segmod.ground.errors import UserError
+from segmod.ground.types import UInt8Array
 
 AUGMENTED_SPLIT = "trainaug"
 

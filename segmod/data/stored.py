@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from segmod.data.arrays import FloatArray, UInt8Array
-from segmod.types import UserError
+from segmod.ground.errors import UserError
+from segmod.ground.types import FloatArray, UInt8Array
 
 
 class StoredProposals(ABC):
@@ -40,10 +40,10 @@ class StoredProposals(ABC):
 
     @abstractmethod
     def find(self, image: UInt8Array) -> FloatArray:
-        """Return the boxes of an image, as `segmod.types.ProposalSource`."""
+        """Return the boxes of an image, as `segmod.ground.types.ProposalSource`."""
 
     def __call__(self, name: str, image: UInt8Array, mask: UInt8Array | None = None) -> FloatArray:
-        """Return the stored boxes, or find and store them; see `segmod.types.ProposalSource`."""
+        """Return the stored boxes, or find and store them; see `segmod.ground.types.ProposalSource`."""
         if not name:
             return self.find(image)
         boxes = self.load(name, image)

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segmod.data.arrays import FloatArray, UInt8Array
-from segmod.data.dataset import SegmentationDataset, Transform
+from segmod.data.base import SegmentationDataset, Transform
 from segmod.data.silhouettes import LOOKS, Look
 from segmod.data.transforms import EvalTransform, Normalization
-from segmod.data.voc import voc_palette
-from segmod.types import IGNORE_INDEX, VOC_CLASSES
+from segmod.ground.palettes import VOC_CLASSES, VOC_PALETTE
+from segmod.ground.types import IGNORE_INDEX, FloatArray, UInt8Array
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 _MAX_OBJECTS = 4
@@ -187,7 +186,7 @@ def write_voc_tree(
             Image.fromarray(image).save(voc / "JPEGImages" / f"{name}.jpg", quality=92)
             for folder, labels in (("SegmentationClass", mask), ("SegmentationObject", scenes.read_objects(index))):
                 png = Image.fromarray(labels, mode="P")
-                png.putpalette(voc_palette().tobytes())
+                png.putpalette(VOC_PALETTE.tobytes())
                 png.save(voc / folder / f"{name}.png")
     names["trainval"] = sorted(names["train"] + names["val"])
     for split, ids in names.items():

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmod.data.arrays import FloatArray, UInt8Array
 from segmod.data.augmentation import RandomWindow, pipeline, reseed
-from segmod.types import UserError
+from segmod.ground.errors import UserError, require, whole
+from segmod.ground.types import FloatArray, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -214,14 +214,3 @@ def scale_range(scale: Sequence[float] | None) -> tuple[float, float]:
         len(scale) == 2 and 0 < scale[0] <= scale[1], f"data.scale={scale}: must be [low, high] with 0 < low <= high"
     )
     return float(scale[0]), float(scale[1])
-
-
-def whole(value: object, least: int) -> bool:
-    """Say whether a config value is a whole number of at least ``least``."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise a `UserError` unless the condition holds."""
-    if not condition:
-        raise UserError(message)

@@ -8,8 +8,8 @@ from functools import partial
 
 from rich.progress import track
 
-from segmod.data.dataset import SegmentationDataset
-from segmod.types import UserError
+from segmod.data.base import SegmentationDataset
+from segmod.ground.errors import UserError
 
 _SHOWN = 10
 

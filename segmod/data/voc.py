@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from segmod.data.arrays import UInt8Array
-from segmod.data.dataset import SegmentationDataset, Transform
+from segmod.data.base import SegmentationDataset, Transform
 from segmod.data.instances import COMPONENTS
 from segmod.data.sbd import AUGMENTED_SPLIT, augmented_masks, read_mat
-from segmod.types import IGNORE_INDEX, VOC_CLASSES, UserError
+from segmod.ground.errors import UserError
+from segmod.ground.palettes import VOC_CLASSES
+from segmod.ground.types import IGNORE_INDEX, UInt8Array
 
 YEARS = range(2007, 2013)
 _TAIL_BYTES = 4096
@@ -239,16 +240,3 @@ def require_space(folder: Path, needed: int) -> None:
             f"{folder}: {free / 1e9:.1f} GB free, the download needs {needed / 1e9:.0f} GB; "
             "free some space or set data.root to another disk"
         )
-
-
-def voc_palette() -> UInt8Array:
-    """Return the colours of VOC's label images, uint8 (256, 3) RGB.
-
-    The bits of a label are dealt out to red, green and blue in turn, from the most significant colour bit down.
-    """
-    labels = np.arange(256)
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (((labels >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return colours

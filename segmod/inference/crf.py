@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segmod.ground.errors import UserError
+from segmod.ground.types import Batch, Normaliser, Predictor
 from segmod.inference.permutohedral import Permutohedral
-from segmod.types import Batch, Normaliser, Predictor, UserError
 
 
 class Kernel(Protocol):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from segmod.ops import resize
-from segmod.types import Batch
+from segmod.ground.types import Batch
+from segmod.nets.ops import resize
 
 
 class DensePredictor:

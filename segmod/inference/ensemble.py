@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from segmod.ground.errors import UserError
+from segmod.ground.types import Batch, Normaliser, Predictor
 from segmod.inference.proposals import probabilities_of
-from segmod.types import Batch, Normaliser, Predictor, UserError
 
 
 @runtime_checkable

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from segmod.ground.errors import UserError
+from segmod.ground.types import Batch
 from segmod.inference.dense import score_at
-from segmod.types import Batch, UserError
 
 
 class MultiScalePredictor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmod.types import UserError
+from segmod.ground.errors import UserError
 
 
 class Permutohedral:

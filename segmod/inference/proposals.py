@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segmod.ops import resize
-from segmod.types import IGNORE_INDEX, Batch, Normaliser, ProposalSource, UserError
+from segmod.ground.errors import UserError
+from segmod.ground.types import IGNORE_INDEX, Batch, Normaliser, ProposalSource
+from segmod.nets.ops import resize
 
 log = logging.getLogger(__name__)
 

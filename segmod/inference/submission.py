@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from segmod.types import UserError
+from segmod.ground.errors import UserError
 
 
 class Submission:

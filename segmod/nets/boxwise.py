@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmod.ground.errors import UserError
+from segmod.nets.ops import bilinear_kernel, resize
 from segmod.nets.trunk import build_trunk, map_shapes, smallest_side
-from segmod.ops import bilinear_kernel, resize
-from segmod.types import UserError
 
 TAPS = {
     "stages": ("maxpool1", "maxpool2", "Mixed_5b", "Mixed_5d", "Mixed_6a", "Mixed_6e", "Mixed_7b"),

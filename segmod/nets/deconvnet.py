@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
+from segmod.ground.errors import UserError
 from segmod.nets.backbones import initialise, scaled
+from segmod.nets.ops import recompute
 from segmod.nets.weights import load_backbone_weights
-from segmod.ops import recompute
-from segmod.types import UserError
 
 Layers = list[tuple[str, nn.Module]]
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from segmod.ground.errors import UserError
 from segmod.nets.backbones import VGG16
-from segmod.ops import BilinearUpsample, crop
-from segmod.types import UserError
+from segmod.nets.ops import BilinearUpsample, crop
 
 # Where the reference nets crop: the first row and column kept, in pixels of the map that is cropped
 # (``voc-fcn{32s,16s,8s}/net.py`` of the authors' code).

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmod.nets.backbones import TappedBackbone
+from segmod.nets.ops import classify_resized, resize
 from segmod.nets.weights import load_backbone_weights
-from segmod.ops import classify_resized, resize
 
 _EPS = 1e-5
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from segmod.ground.errors import UserError
 from segmod.nets.backbones import initialise, scaled
+from segmod.nets.ops import recompute, resize
 from segmod.nets.weights import load_backbone_weights
-from segmod.ops import recompute, resize
-from segmod.types import UserError
 
 Fusion = Literal["concat", "sum", "max"]
 Encoder = Literal["1x1_3x3", "1x1"]

@@ -11,8 +11,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from segmod.ground.errors import UserError
 from segmod.nets.weights import load_backbone_weights
-from segmod.types import UserError
 
 # torchvision's map from ImageNet normalisation to -1..1, behind which the weights of these nets were trained, is part
 # of the trunk whatever the weights, so that a checkpoint means the same everywhere

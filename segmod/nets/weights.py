@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from segmod.checkpoint import read_weights
-from segmod.types import UserError
+from segmod.ground.errors import UserError
+from segmod.nets.checkpoint import read_weights
 
 _KEY = "model.net.weights"
 

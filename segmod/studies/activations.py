@@ -11,8 +11,8 @@ import torch
 from segmod import figures
 from segmod.data.crops import cut, enlarge
 from segmod.data.instances import find_instances
+from segmod.ground.errors import UserError
 from segmod.studies.subject import Row, Subject, at_least, shown
-from segmod.types import UserError
 
 
 class Activations:

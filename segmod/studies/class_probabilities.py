@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from segmod import figures, viz
+from segmod.ground.errors import UserError
+from segmod.ground.types import Predictor
 from segmod.studies.subject import Row, Subject, at_least, scores, shown
-from segmod.types import Predictor, UserError
 
 
 class ClassProbabilities:

@@ -11,8 +11,9 @@ import numpy as np
 
 from segmod import figures, viz
 from segmod.data.instances import find_instances
+from segmod.ground.errors import UserError
+from segmod.ground.types import Predictor
 from segmod.studies.subject import Row, Subject, at_least, labels, scores, shown
-from segmod.types import Predictor, UserError
 
 
 @dataclass(frozen=True)

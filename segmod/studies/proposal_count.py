@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from segmod import figures, viz
+from segmod.ground.errors import UserError
 from segmod.inference.proposals import ProposalPredictor
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
 from segmod.studies.subject import Row, Subject, at_least, labels, shown
-from segmod.types import UserError
 
 
 class ProposalCount:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segmod import figures, viz
-from segmod.ops import box_labels, resize
+from segmod.ground.errors import UserError
+from segmod.ground.types import IGNORE_INDEX, Batch
+from segmod.nets.ops import box_labels, resize
 from segmod.studies.subject import Row, Subject, shown
-from segmod.types import IGNORE_INDEX, Batch, UserError
 
 
 class SkipNet(Protocol):

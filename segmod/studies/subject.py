@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from segmod.data.dataset import SegmentationDataset
+from segmod.data.base import SegmentationDataset
 from segmod.data.order import collate
 from segmod.data.transforms import Normalization
-from segmod.types import Batch, Predictor, UserError, labels_of
+from segmod.ground.errors import UserError
+from segmod.ground.types import Batch, Predictor, labels_of
 
 Row = Mapping[str, Any]
 """One line of a study's table."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segmod.data.proposals import BoxFiles, GridBoxes, TruthBoxes, tidy
-from segmod.types import UserError
+from segmod.ground.errors import UserError
 
 IMAGE = np.zeros((60, 100, 3), dtype=np.uint8)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from segmod.data.base import SegmentationDataset
 from segmod.data.boxes import Boxes, BoxFinder, object_boxes, overlapping
 from segmod.data.crops import BoxCrops, CropOrder, cut, enlarge
-from segmod.data.dataset import SegmentationDataset
 from segmod.data.instances import Instance
 from segmod.data.transforms import EvalTransform, Normalization, TrainTransform
 

@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 from segmod.data.edgeboxes import EdgeBoxes, require_opencv
 from segmod.data.edges import forest_edges, gradient_edges, thin
-from segmod.types import UserError
+from segmod.ground.errors import UserError
 
 
 def card(height: int = 160, width: int = 200, box: tuple[int, int, int, int] = (60, 40, 140, 110)) -> np.ndarray:

@@ -11,7 +11,8 @@ from segmod.data.instances import Instance, find_instances
 from segmod.data.synthetic import SyntheticScenes, write_voc_tree
 from segmod.data.transforms import EvalTransform, Normalization
 from segmod.data.voc import VOCSegmentation
-from segmod.types import IGNORE_INDEX, UserError
+from segmod.ground.errors import UserError
+from segmod.ground.types import IGNORE_INDEX
 
 PLAIN = EvalTransform(Normalization.named("raw255"))
 

@@ -14,7 +14,7 @@ from segmod.data.stored import StoredProposals
 from segmod.data.synthetic import SyntheticScenes, write_voc_tree
 from segmod.data.transforms import EvalTransform, Normalization
 from segmod.data.voc import VOCSegmentation
-from segmod.types import UserError
+from segmod.ground.errors import UserError
 
 PLAIN = EvalTransform(Normalization.named("raw255"))
 

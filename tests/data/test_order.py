@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, collate
 from segmod.data.synthetic import SyntheticScenes
 from segmod.data.transforms import Normalization, TrainTransform
-from segmod.types import UserError
+from segmod.ground.errors import UserError
 
 SIZE = 11
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of few cores
@@ -151,7 +151,7 @@ def test_workers_do_not_hang_on_threads_that_opencv_had_before_they_were_forked(
     code = (
         "import cv2, numpy as np;"
         "cv2.setNumThreads(4); cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5);"
-        "from segmod.datamodules.synthetic import SyntheticDataModule;"
+        "from segmod.training.synthetic import SyntheticDataModule;"
         "data = SyntheticDataModule(batch_size=2, train_images=4, num_workers=2, size=256, crop_size=200);"
         "print(sum(len(batch['name']) for batch in data.train_dataloader()))"
     )

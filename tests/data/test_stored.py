@@ -9,7 +9,7 @@ import pytest
 
 from segmod.data.edgeboxes import EdgeBoxes
 from segmod.data.stored import StoredProposals
-from segmod.types import UserError
+from segmod.ground.errors import UserError
 
 BOXES = np.array([[1, 2, 30, 40, 0.9], [5, 6, 7, 8, 0.5]], dtype=np.float32)
 

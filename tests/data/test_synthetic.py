@@ -4,7 +4,7 @@ import pytest
 
 from segmod.data.synthetic import SyntheticScenes
 from segmod.data.transforms import EvalTransform, Normalization
-from segmod.types import IGNORE_INDEX
+from segmod.ground.types import IGNORE_INDEX
 
 PLAIN = EvalTransform(Normalization.named("raw255"))
 

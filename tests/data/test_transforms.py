@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from segmod.data.transforms import EvalTransform, Normalization, TrainTransform
-from segmod.types import IGNORE_INDEX, UserError
+from segmod.ground.errors import UserError
+from segmod.ground.types import IGNORE_INDEX
 
 RAW = Normalization.named("raw255")
 

@@ -13,8 +13,10 @@ from segmod.data.sbd import read_mat
 from segmod.data.synthetic import write_voc_tree
 from segmod.data.transforms import EvalTransform, Normalization
 from segmod.data.verify import verify
-from segmod.data.voc import VOCSegmentation, download_voc, read_image, read_mask, require_space, voc_palette
-from segmod.types import IGNORE_INDEX, UserError
+from segmod.data.voc import VOCSegmentation, download_voc, read_image, read_mask, require_space
+from segmod.ground.errors import UserError
+from segmod.ground.palettes import VOC_PALETTE
+from segmod.ground.types import IGNORE_INDEX
 
 PLAIN = EvalTransform(Normalization.named("raw255"))
 REAL = Path(os.environ.get("SEGMOD_DATA", Path(__file__).parents[2] / "data"))
@@ -87,14 +89,14 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_the_image(tmp_path):
 
 def test_palette_is_that_of_the_challenge():
     # From the development kit: aeroplane dark red, bicycle dark green, tvmonitor (0, 64, 128), void cream.
-    palette = voc_palette()
+    palette = VOC_PALETTE
     assert palette[[0, 1, 2, 20, 255]].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [0, 64, 128], [224, 224, 192]]
 
 
 def test_masks_are_palette_indices(tmp_path):
     labels = np.array([[0, 20], [255, 7]], dtype=np.uint8)
     png = Image.fromarray(labels, mode="P")
-    png.putpalette(voc_palette().tobytes())
+    png.putpalette(VOC_PALETTE.tobytes())
     png.save(tmp_path / "mask.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), labels)
 

@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from segmod import cli, runs
-from segmod.instantiate import check, instantiate
+from segmod.runs import cli
+from segmod.runs import folders as runs
+from segmod.runs.instantiate import check, instantiate
 
 OPTIONS = sorted(path.stem for path in (cli.CONF_DIR / "inference").glob("*.yaml"))
 

@@ -12,10 +12,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
+from segmod.ground.errors import UserError
+from segmod.ground.types import Batch
 from segmod.inference.crf import CRFPredictor, Gaussian, Kernel, Symmetric, dense_crf, mean_field
 from segmod.inference.permutohedral import Permutohedral
-from segmod.instantiate import instantiate
-from segmod.types import Batch, UserError
+from segmod.runs.instantiate import instantiate
 
 CONF = Path(__file__).parents[2] / "conf"
 

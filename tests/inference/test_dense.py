@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from segmod.ground.types import Batch
 from segmod.inference.dense import DensePredictor
-from segmod.types import Batch
 
 
 class Logits(nn.Module):

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from segmod.data.transforms import Normalization
+from segmod.ground.errors import UserError
+from segmod.ground.types import Batch
 from segmod.inference.dense import DensePredictor
 from segmod.inference.ensemble import EnsemblePredictor, TrainedPredictor
 from segmod.inference.multiscale import MultiScalePredictor
-from segmod.types import Batch, UserError
 
 RAW, IMAGENET, CAFFE = (Normalization.named(name) for name in ("raw255", "imagenet", "caffe"))
 

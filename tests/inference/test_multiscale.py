@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segmod.ground.errors import UserError
+from segmod.ground.types import Batch
 from segmod.inference.dense import DensePredictor
 from segmod.inference.multiscale import MultiScalePredictor
-from segmod.types import Batch, UserError
 
 
 class WidthCounts(nn.Module):

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segmod.data.transforms import Normalization
+from segmod.ground.errors import UserError
+from segmod.ground.types import Batch
 from segmod.inference.proposals import ProposalPredictor
-from segmod.types import Batch, UserError
 
 RAW = Normalization.named("raw255")
 IMAGENET = Normalization.named("imagenet")

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from segmod import viz
+from segmod.ground.errors import UserError
 from segmod.inference.submission import Submission
-from segmod.types import UserError
 
 SIZES = {"2007_000001": (4, 6), "2007_000002": (5, 3)}
 

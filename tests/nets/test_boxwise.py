@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segmod.ground.errors import UserError
 from segmod.nets.boxwise import TAPS, BoxwiseInception, SingleSkip, _head, to_grid
-from segmod.types import UserError
 
 FIRES = [f"features.{i}" for i in (3, 4, 5, 7, 8, 9, 10)]  # fire2 to fire8; fire9 is features.12
 

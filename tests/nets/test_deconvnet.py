@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from segmod.ground.errors import UserError
 from segmod.nets.deconvnet import DeconvNet, Unpool
-from segmod.types import UserError
 
 WIDTH = 0.03
 

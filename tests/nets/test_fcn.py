@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segmod.ground.errors import UserError
 from segmod.nets.fcn import FCN
-from segmod.ops import bilinear_kernel
-from segmod.types import UserError
+from segmod.nets.ops import bilinear_kernel
 
 STRIDES = (32, 16, 8)
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from segmod.nets.backbones import VGG11, SqueezeNet, Tiny
 from segmod.nets.hypercolumn import Hypercolumn
-from segmod.ops import resize
+from segmod.nets.ops import resize
 
 SIZE = (37, 50)
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import get_model
 
+from segmod.ground.errors import UserError
 from segmod.nets.pyramid import DeepFeaturePyramid, StagedResNet
-from segmod.types import UserError
 
 DEPTHS = range(6)
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torchvision.models import VGG16_Weights
 
+from segmod.ground.errors import UserError
 from segmod.nets.backbones import VGG11, VGG16, SqueezeNet, Tiny
 from segmod.nets.weights import load_backbone_weights
-from segmod.types import UserError
 
 
 def load(backbone, weights):

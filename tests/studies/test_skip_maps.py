@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from segmod.skipmaps import find_images, labels
+from segmod.commands.skipmaps import find_images, labels
+from segmod.ground.errors import UserError
 from segmod.studies.skip_maps import gradient_energy, numbered, receptive_field, responses, sharpness, skip_net
-from segmod.types import UserError
 
 TRUTH = torch.zeros(10, 10, dtype=torch.int64)
 TRUTH[2:6, 3:8] = 5

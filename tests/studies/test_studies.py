@@ -12,6 +12,9 @@ from torch import nn
 from segmod.data.proposals import TruthBoxes
 from segmod.data.synthetic import SyntheticScenes
 from segmod.data.transforms import EvalTransform, Normalization
+from segmod.ground.errors import UserError
+from segmod.ground.palettes import VOC_CLASSES
+from segmod.ground.types import IGNORE_INDEX
 from segmod.inference.dense import DensePredictor
 from segmod.inference.proposals import ProposalPredictor
 from segmod.nets.deconvnet import DeconvNet
@@ -20,7 +23,6 @@ from segmod.studies.class_probabilities import ClassProbabilities
 from segmod.studies.object_sizes import ObjectSizes
 from segmod.studies.proposal_count import ProposalCount
 from segmod.studies.subject import Subject
-from segmod.types import IGNORE_INDEX, VOC_CLASSES, UserError
 
 IMAGENET = Normalization.named("imagenet")
 
@@ -205,7 +207,7 @@ def test_mistakes_are_told_in_one_line(segmod, capsys, overrides, message):
 
 
 def test_pictures_go_to_loggers_that_take_them(tmp_path, monkeypatch):
-    from segmod import study
+    from segmod.commands import study
 
     sent = {}
     logger = SimpleNamespace(
@@ -214,7 +216,7 @@ def test_pictures_go_to_loggers_that_take_them(tmp_path, monkeypatch):
         finalize=lambda status: None,
     )
     monkeypatch.setattr(
-        "segmod.instantiate.instantiate", lambda cfg, key: logger if key.endswith("wandb") else object()
+        "segmod.runs.instantiate.instantiate", lambda cfg, key: logger if key.endswith("wandb") else object()
     )
     (tmp_path / "page.png").write_bytes(b"")
     study.log_pictures({"logger": {"csv": {}, "wandb": {}}}, tmp_path, [{"a": 1, "b": 0.5}])

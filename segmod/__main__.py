@@ -1,0 +1,41 @@
+"""``python -m segmod train ...``: the commands by name; ``segmod-train`` and the others start here, too."""
+
+from __future__ import annotations
+
+import sys
+
+from segmod.runs.cli import entry
+
+train = entry("train")
+evaluate = entry("evaluate")
+predict = entry("predict")
+proposals = entry("proposals")
+benchmark = entry("benchmark")
+study = entry("study")
+skipmaps = entry("skipmaps")
+tables = entry("tables")
+
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "proposals": proposals,
+    "benchmark": benchmark,
+    "study": study,
+    "skipmaps": skipmaps,
+    "tables": tables,
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        sys.stderr.write(f"usage: python -m segmod COMMAND ...; a command is one of {', '.join(COMMANDS)}\n")
+        sys.exit(0 if name in ("-h", "--help") else 2)
+    del sys.argv[1]
+    COMMANDS[name]()
+
+
+if __name__ == "__main__":
+    main()

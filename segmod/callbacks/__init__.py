@@ -1,1 +1,0 @@
-"""Callbacks: checkpoints, signals, pictures and panels around a run."""

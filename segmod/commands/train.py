@@ -1,0 +1,184 @@
+"""``segmod-train``: train a net, score it, record the result; resume where an earlier call was cut off."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from segmod.ground.errors import UserError
+from segmod.ground.printing import short_path
+from segmod.runs import cli
+from segmod.runs import folders as runs
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from segmod.training.checkpoints import Checkpoints
+    from segmod.training.datamodule import SegmentationDataModule
+    from segmod.training.module import SegmentationModule
+
+log = logging.getLogger(__name__)
+
+
+def main(cfg: DictConfig) -> float | None:
+    """Train as the config says; returns val/miou, for sweepers that optimise."""
+    settle(cfg)
+    run = runs.open_run(cfg)
+    result = None if cfg.overwrite else run.result()
+    if result is not None:
+        log.info("%s is finished; overwrite=true starts it anew", run.directory)
+    else:
+        result = fit(cfg, run)
+    if runs.is_leader():
+        report(run, result)
+    miou: float | None = result["metrics"]["val/miou"]
+    return miou
+
+
+def settle(cfg: DictConfig) -> None:
+    """Replace the keys that only Hydra can resolve, and ``init_from`` by the checkpoint it names."""
+    cfg.name = cfg.name
+    cfg.run_dir = str(Path(cfg.run_dir).resolve())
+    if cfg.init_from is not None:
+        path = runs.predecessor(str(cfg.init_from), cfg, cli.overrides(), cli.choices())
+        cfg.init_from = str(path.resolve())
+
+
+def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
+    """Train and score one run; returns the contents of its metrics.json."""
+    import lightning as L
+
+    from segmod.runs.instantiate import instantiate
+    from segmod.runs.launch import prepare_lightning
+
+    prepare_lightning()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    images: SegmentationDataModule = instantiate(cfg, "data")
+    module: SegmentationModule = instantiate(cfg, "model")
+    datamodule: Any = module.adapt(images.for_training())
+    if images.crops is not None:
+        module.predictor = None  # a crop is scored as it is; `inference` is for whole images
+    trainer, checkpoints = make_trainer(cfg)
+    check_disk(run.directory, module)
+    resumed = checkpoints.last if checkpoints.last.is_file() and not cfg.overwrite else None
+    if resumed and trainer.is_global_zero:
+        log.info("resuming %s", resumed)
+    if trainer.world_size > 1 and trainer.is_global_zero:
+        log.info("ranks above 0 print to %s", run.directory / "rank*.log")
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(settings)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+
+    wall_time = checkpoints.wall_time
+    which = run.checkpoint(cfg.checkpoint)
+    step = checkpoints.best_step if which == checkpoints.best else trainer.global_step
+    if (
+        module.confusion is None or checkpoints.validated_step != step
+    ):  # else the last validation was of these very weights
+        trainer.validate(module, datamodule=datamodule, ckpt_path=which, verbose=False, weights_only=True)
+    trainer.strategy.barrier()
+    if module.confusion is None:
+        raise UserError(f"no image was validated: data.{cfg.data.get('val_split')} is empty or limit_val_batches is 0")
+    result: dict[str, Any] = scores(module, datamodule)
+    if images.crops is not None:
+        result["inference"] = "crops"
+    if trainer.is_global_zero:
+        result = runs.record(
+            run.directory,
+            cfg,
+            **result,
+            split=getattr(datamodule, "scored_on", cfg.data.get("val_split", "val")),
+            images=validated_images(trainer, datamodule),
+            checkpoint=which.name,
+            step=step,
+            parameters=sum(p.numel() for p in module.net.parameters()),
+            wall_time_s=wall_time,
+        )
+    return result
+
+
+def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
+    """The trainer of a run, and the callback that keeps its checkpoints."""
+    import torch
+
+    from segmod.runs.instantiate import instantiate
+    from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
+
+    callbacks = [instantiate(cfg, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node is not None]
+    checkpoints = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
+    if checkpoints is None:
+        checkpoints = Checkpoints(str(Path(cfg.run_dir) / "checkpoints"))
+    callbacks = [c for c in callbacks if c is not checkpoints] + [checkpoints, StopOnSignal(checkpoints)]
+    if not cfg.trainer.enable_progress_bar:
+        callbacks = [c for c in callbacks if type(c).__name__ not in ("RichProgressBar", "RichModelSummary")]
+    if cfg.trainer.limit_val_batches == 0:
+        raise UserError("trainer.limit_val_batches=0: a run must be scored at its end; set 1 or more")
+    devices = cfg.trainer.devices
+    on_cpu = cfg.trainer.accelerator == "cpu" or (cfg.trainer.accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu and isinstance(devices, int) and devices > (os.cpu_count() or 1):
+        raise UserError(f"trainer.devices={devices}: this machine has {os.cpu_count()} CPU cores; one process a core")
+    loggers = [instantiate(cfg, f"logger.{name}") for name, node in cfg.logger.items() if node is not None]
+    trainer: L.Trainer = instantiate(
+        cfg,
+        "trainer",
+        callbacks=callbacks,
+        logger=loggers,
+        enable_checkpointing=False,  # segmod's own Checkpoints callback does it
+        plugins=[AtomicCheckpointIO()],
+    )
+    return trainer, checkpoints
+
+
+def scores(module: SegmentationModule, datamodule: Any) -> dict[str, Any]:
+    """``metrics`` and ``iou`` of the module's last validation, for `runs.record`."""
+    from segmod.metrics import summarise
+
+    assert module.confusion is not None
+    summary = summarise(module.confusion)
+    names = ("miou", "pixel_acc", "mean_acc", "fwiou")
+    return {
+        "metrics": {f"val/{name}": getattr(summary, name) for name in names} | module.further,
+        "iou": dict(zip(datamodule.classes, summary.iou, strict=True)),
+    }
+
+
+def validated_images(trainer: L.Trainer, datamodule: Any) -> int:
+    """Number of images, or crops, that a validation scores."""
+    batches = int(trainer.num_val_batches[0]) * trainer.world_size  # unequal ranks round up
+    loader: Any = trainer.val_dataloaders
+    return min(len(datamodule.val_dataset), batches * int(loader.batch_size))
+
+
+def check_disk(directory: Path, module: L.LightningModule) -> None:
+    """Refuse to start where two checkpoints with optimiser state would not fit.
+
+    Raises:
+        UserError: Too little space is free.
+    """
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    needed = 3 * 3 * weights  # last, best and one being written, each weights and up to two moments
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise UserError(
+            f"runs={directory}: {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB needed for checkpoints: "
+            "free some space or choose another runs=..."
+        )
+
+
+def report(run: runs.Run, result: dict[str, Any]) -> None:
+    """Print the result and where things are."""
+    from rich.console import Console
+
+    metrics = {k.removeprefix("val/"): v for k, v in result["metrics"].items() if v is not None}
+    console = Console(stderr=True, highlight=False)
+    console.print("  ".join(f"[bold]{k}[/] {100 * v:.2f} %" for k, v in metrics.items()))
+    console.print(f"metrics   {run.metrics_file}", soft_wrap=True)
+    if (run.directory / "pictures").is_dir():
+        console.print(f"pictures  {run.directory / 'pictures'}", soft_wrap=True)
+    console.print(f"next      segmod-evaluate run={short_path(run.directory)}", soft_wrap=True)

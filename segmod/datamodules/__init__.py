@@ -1,1 +1,0 @@
-"""Lightning datamodules: what a run trains and is evaluated on."""

@@ -1,0 +1,1 @@
+"""What every other folder stands on: the batch, errors, files, palettes."""

@@ -1,0 +1,50 @@
+"""Tables that commands print and write: on the terminal, as Markdown and as csv."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_table(title: str, lines: Sequence[Sequence[str]]) -> Console:
+    """Print header and lines, numbers to the right; returns where, for what goes below."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 200  # a file has no margin
+    header, *rest = lines
+    table = Table(title=title)
+    for i, heading in enumerate(header):
+        table.add_column(heading, justify="right" if i else "left", overflow="fold")
+    for line in rest:
+        table.add_row(*line)
+    console.print(table)
+    return console
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Header and lines as a Markdown table, numbers to the right."""
+    header, *rest = lines
+    marked = [header, [":--"] + ["--:"] * (len(header) - 1), *rest]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in marked)
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records of the same keys as csv, with full precision."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def short_path(path: Path) -> Path:
+    """Path relative to the working directory where it lies below it."""
+    cwd = Path.cwd()
+    return path.relative_to(cwd) if path.is_relative_to(cwd) else path

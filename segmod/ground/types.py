@@ -1,0 +1,92 @@
+"""What every folder of segmod agrees on: arrays, samples, batches, predictors and sources of boxes.
+
+Imports torch for the type checker alone, so that a command's ``--help`` need not wait for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+UInt8Array = NDArray[np.uint8]  # images (H, W, 3) RGB, masks (H, W)
+FloatArray = NDArray[np.float32]
+
+IGNORE_INDEX = 255
+"""Label of void pixels: they enter no loss and no metric."""
+
+
+class Sample(TypedDict):
+    """One image of a dataset, as the transforms hand it to the collate function."""
+
+    image: Tensor  # float32 (3, H, W), normalised
+    mask: Tensor  # int64 (H, W), IGNORE_INDEX = void
+    name: str  # id of the image, for messages and files
+    index: int  # position in the dataset
+    box: NotRequired[Tensor]  # float32 (4,) xyxy pixels of the whole image, for crops
+    label: NotRequired[int]  # class of the object, for crops
+
+
+class Batch(TypedDict):
+    """What a module or predictor receives."""
+
+    image: Tensor  # float32 (B, 3, H, W), normalised
+    mask: Tensor  # int64 (B, H, W), IGNORE_INDEX = void; absent truth is all IGNORE_INDEX
+    name: list[str]
+    index: Tensor  # int64 (B,)
+    box: NotRequired[Tensor]  # float32 (B, 4) xyxy pixels of the whole image, for crops
+    label: NotRequired[Tensor]  # int64 (B,), class of the object, for crops
+
+
+class Predictor(Protocol):
+    """How a whole image is scored. Predictors nest: a CRF wraps one, an ensemble several."""
+
+    def __call__(self, net: nn.Module, batch: Batch) -> Tensor:
+        """Return class probabilities, float32 (B, K, H, W) at the size of ``batch['image']``."""
+        ...
+
+
+class ProposalSource(Protocol):
+    """Where boxes come from that may hold an object: a method, a file, the ground truth."""
+
+    def __call__(
+        self, name: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.float32]:
+        """Return boxes, best first: float32 (N, 5), x1 y1 x2 y2 in pixels (x2, y2 exclusive) and a score.
+
+        Args:
+            name: id of the image; empty for an image without one, whose boxes are not kept.
+            image: uint8 (H, W, 3), RGB.
+            mask: uint8 (H, W) labels where the truth is known.
+        """
+        ...
+
+
+class Normaliser(Protocol):
+    """How uint8 RGB becomes the image that a net sees, and back."""
+
+    def normalise(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """Map uint8 (H, W, 3) RGB to float32 (3, H, W)."""
+        ...
+
+    def denormalise(self, image: Tensor) -> NDArray[np.uint8]:
+        """Map a normalised image (3, H, W) back to uint8 (H, W, 3) RGB."""
+        ...
+
+
+def labels_of(scores: Tensor) -> Tensor:
+    """Most probable class of each pixel.
+
+    ``max`` is about five times as fast as ``argmax`` over the channels of an NCHW tensor.
+
+    Args:
+        scores: (B, K, H, W) probabilities or logits.
+
+    Returns:
+        int64 (B, H, W).
+    """
+    return scores.max(dim=1).indices

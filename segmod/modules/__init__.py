@@ -1,1 +1,0 @@
-"""Modules: the loss of a batch, as LightningModules."""

@@ -1,0 +1,1 @@
+"""Runs: their folders, configs, records, and the process around a job."""

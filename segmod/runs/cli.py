@@ -1,0 +1,202 @@
+"""What every command shares: Hydra's entry, one-line errors, exit codes. Imports nothing heavy, so --help is quick."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal import utils as hydra_internals
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segmod.ground.errors import UserError
+from segmod.runs import folders as runs
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+"""Root of the configs: inside an installed package, beside the package in a checkout."""
+
+log = logging.getLogger("segmod")
+
+
+def entry(name: str) -> Callable[[], None]:
+    """The entry point of a command: Hydra composes ``conf/<name>.yaml``, ``segmod.commands.<name>.main`` does the job.
+
+    The module of the command is imported once its config is composed, so ``--help`` needs no torch. Where it has a
+    function ``after``, that is called with what the jobs returned, once all of a sweep are done.
+
+    Exit codes: 0 done; 1 a user's mistake, told in one line on stderr; 2 usage; 128 + n stopped by signal n, saved.
+    A traceback is printed for what is not the user's mistake alone; SEGMOD_TRACEBACK=1 prints it always.
+    """
+
+    def main() -> None:
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        runs.register_resolvers()
+        # Hydra would print and exit by itself; let errors through, to be told in one line
+        hydra_internals.run_and_report = lambda func: func()
+        if not runs.is_leader():
+            sys.argv.append("hydra/job_logging=none")
+        returned: list[Any] = []
+        job = partial(_run_job, name, returned)
+        job.__module__ = f"segmod.commands.{name}"  # after which Hydra names the job and its log
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
+            after = getattr(sys.modules.get(f"segmod.commands.{name}"), "after", None)
+            if after is not None and returned:
+                after(returned)
+        except BaseException as error:
+            sys.exit(_report(error, name))
+
+    return main
+
+
+def _run_job(name: str, returned: list[Any], cfg: DictConfig) -> Any:
+    from segmod.runs.launch import job_environment
+
+    with job_environment(cfg):
+        try:
+            returned.append(import_module(f"segmod.commands.{name}").main(cfg))
+            return returned[-1]
+        except Exception as error:
+            if not is_multirun():  # leave here: Hydra would print lines of its own
+                sys.exit(_report(error, name))
+            # tell it now; Hydra goes on with the other jobs and raises the first error at the end
+            log.error("segmod: error in %s: %s", cfg.get("run_dir", name), " ".join(str(error).split()))
+            raise
+
+
+def is_multirun() -> bool:
+    """Whether this job is one of several."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def overrides() -> list[str]:
+    """Command-line overrides of this job, with a sweep's own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task)
+
+
+def choices() -> dict[str, Any]:
+    """Chosen option of every config group."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return dict(HydraConfig.get().runtime.choices)
+
+
+def _report(error: BaseException, config_name: str) -> int:
+    """Tell an error to the user; returns the exit code."""
+    if signum := _signal_of(error):
+        how_on = "; the same command goes on" if config_name in ("train", "proposals") else ""
+        how_on += " from the last checkpoint" if config_name == "train" else ""
+        sys.stderr.write(f"segmod: stopped by signal {signum}{how_on}\n")
+        return 128 + signum
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    while not isinstance(error, UserError) and isinstance(error.__cause__, UserError):
+        error = error.__cause__
+    if isinstance(error, UserError):
+        line = str(error)
+    elif isinstance(error, (HydraException, OmegaConfBaseException)):
+        line = explain(error, config_name)
+    elif type(error).__name__ == "MisconfigurationException":  # lightning's, not imported here
+        line = f"trainer: {error}"
+    elif isinstance(error, OSError) and error.filename:
+        line = f"{error.filename}: {error.strerror}"
+    else:
+        traceback.print_exception(error)
+        return 1
+    if os.environ.get("SEGMOD_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    sys.stderr.write(f"segmod: error: {' '.join(line.split())}\n")
+    return 1
+
+
+def _signal_of(error: BaseException) -> int:
+    """The signal behind an exception of ours or of Lightning's, else 0; by name, for lightning is slow to import."""
+    if type(error).__name__ == "SIGTERMException":
+        return int(signal.SIGTERM)
+    # Lightning turns Ctrl-C into sys.exit(1)
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(cause, KeyboardInterrupt):
+        return int(signal.SIGINT)
+    return int(getattr(error, "signum", 0))
+
+
+def explain(error: BaseException, config_name: str) -> str:
+    """One line for what Hydra or OmegaConf refuses: the key or group, and what may stand there."""
+    text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+    if match := re.search(r"[Ee]rror parsing override '(.*?)'\n(.*)", text):
+        return f"cannot read the override {match.group(1)!r} ({match.group(2)}): write key=value, quote odd characters"
+    if match := re.search(r"LexerNoViableAltException: (.*)", text):
+        return f"cannot read the override {match.group(1)!r}: write key=value, quote odd characters"
+    if match := re.search(r"Could not (?:find|load) '([\w/]+?)/([^'/]*)'", text):
+        group, option = match.groups()
+        known = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        return f"{group}={option}: no such option; choose one of {', '.join(known)}"
+    if match := re.search(r"Could not override '([^']+)'\.\s*(?:No match in the defaults list)?", text):
+        key = match.group(1)
+        if "No match in the defaults list" in text:
+            groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
+            close = difflib.get_close_matches(key, groups, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"groups are {', '.join(groups)}"
+            return f"no config group or key '{key}': {hint}"
+        full = re.search(r"full_key: (\S+)", text)
+        key = full.group(1) if full else key
+        return f"no config key '{key}': {_suggest(key, config_name)}"
+    if match := re.search(r"(?:Interpolation key|InterpolationKeyError:?) '([^']+)' not found", text):
+        full = re.search(r"full_key: (\S+)", text)
+        return f"{full.group(1) if full else 'config'}: refers to the key '{match.group(1)}', which is not there"
+    if match := re.search(r"Environment variable '(\w+)' not found", text):
+        return f"the config needs the environment variable {match.group(1)}: set it"
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{match.group(1)} is required: give {match.group(1)}=..."
+    return re.sub(r"\s*(full_key|object_type|reference_type)[:=]", r"; \1:", text)
+
+
+def _suggest(key: str, config_name: str) -> str:
+    """Nearest keys of the config as the other overrides make it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    wrong = key.rpartition(".")[2]
+    others = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-") and a.partition("=")[0].lstrip("+~") != key]
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            groups = [a for a in others if "." not in a.partition("=")[0] and "," not in a]
+            cfg = compose(config_name, overrides=groups)
+    except Exception:
+        return "--cfg job prints the keys there are"
+    keys = _keys(cfg)
+    last = {k.rpartition(".")[2]: k for k in reversed(keys)}
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    close += [last[k] for k in difflib.get_close_matches(wrong, last, n=1, cutoff=0.7)]
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}--cfg job prints the keys there are, +{key}=... adds one"
+
+
+def _keys(cfg: Any, prefix: str = "") -> list[str]:
+    if not OmegaConf.is_dict(cfg):
+        return [prefix]
+    found = [prefix] if prefix else []
+    for key in cfg:
+        if str(key) not in ("hydra",):
+            node = cfg._get_node(key)
+            found += _keys(node, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -1,0 +1,171 @@
+"""Build objects from configs, with every value checked against the signature it goes to, before any work is done."""
+
+from __future__ import annotations
+
+import inspect
+import types as python_types
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import hydra.utils
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from segmod.ground.errors import UserError
+
+
+def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
+    """Build what the node at ``key`` describes.
+
+    Args:
+        cfg: Root config.
+        key: Dotted key of a node with ``_target_``.
+        kwargs: Further arguments, already built.
+
+    Raises:
+        UserError: A target does not exist; an argument is unknown, missing, of a wrong type or refused. Names its key.
+    """
+    node = OmegaConf.select(cfg, key)
+    plain = OmegaConf.to_container(node, resolve=True)
+    check(plain, key, given=kwargs)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if (
+            isinstance(cause, (ValueError, TypeError, OSError, ImportError))
+            or type(cause).__name__ == "MisconfigurationException"
+        ):
+            place = str(error).rpartition("full_key: ")[2].split("\n")[0].strip() or key
+            raise UserError(f"{place}: {cause}") from error
+        raise
+
+
+def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
+    """Check a resolved node and all nodes below it against the signatures of their targets.
+
+    Raises:
+        UserError: As `instantiate`.
+    """
+    if isinstance(node, list):
+        for i, item in enumerate(node):
+            check(item, f"{key}[{i}]")
+        return
+    if not isinstance(node, dict):
+        return
+    if "_target_" not in node:
+        for name, value in node.items():
+            check(value, f"{key}.{name}")
+        return
+
+    target = _locate(node["_target_"], key)
+    parameters, hints = _signature(target)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    arguments = {name: value for name, value in node.items() if not (name.startswith("_") and name.endswith("_"))}
+    for name, value in arguments.items():
+        if name not in parameters and not takes_any:
+            raise UserError(
+                f"{key}.{name}: {node['_target_']} takes no such argument; it takes {', '.join(parameters)}"
+            )
+        if value == "???":
+            raise UserError(f"{key}.{name} is required: give {key}.{name}=...")
+        if _builds(value):
+            check(value, f"{key}.{name}")
+        elif name in hints:
+            check_type(value, hints[name], f"{key}.{name}")
+    if not node.get("_partial_"):
+        for name, parameter in _own_parameters(target).items():
+            needed = parameter.default is parameter.empty and parameter.kind not in (
+                parameter.VAR_POSITIONAL,
+                parameter.VAR_KEYWORD,
+            )
+            if needed and name not in arguments and name not in (given or {}):
+                raise UserError(f"{key}.{name} is required by {node['_target_']}: give {key}.{name}=...")
+
+
+def _locate(path: str, key: str) -> Callable[..., Any]:
+    try:
+        found: Callable[..., Any] = hydra.utils.get_object(path)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{key}._target_={path}: cannot be imported ({reason})") from error
+    return found
+
+
+def _signature(target: Callable[..., Any]) -> tuple[Mapping[str, inspect.Parameter], dict[str, Any]]:
+    """Parameters and their types; targets without a readable signature take anything."""
+    # what a class hands on to its bases by **kwargs has its types there
+    functions = (
+        [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    )
+    parameters: dict[str, inspect.Parameter] = {}
+    hints: dict[str, Any] = {}
+    for function in functions:
+        try:
+            own = dict(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}, {}
+        if inspect.isclass(target):
+            own.pop(next(iter(own)))  # self
+        parameters = {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        parameters = {**own, **parameters}
+        with suppress(Exception):  # names that exist for type checkers alone
+            hints = {**get_type_hints(function), **hints}
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            break
+    return parameters, hints
+
+
+def _own_parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Parameters of the target itself: what its bases require, it may give them."""
+    try:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _builds(value: Any) -> bool:
+    """Whether something inside a value is to be built first, so that its own type is not yet known."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_builds, value.values()))
+    return isinstance(value, list) and any(map(_builds, value))
+
+
+def check_type(value: Any, hint: Any, key: str) -> None:
+    """Check the value of a key.
+
+    Raises:
+        UserError: It is of another type.
+    """
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:
+        try:
+            adapter = TypeAdapter(hint)
+        except Exception:
+            return
+    except Exception:  # hints pydantic cannot read are left to the target
+        return
+    try:
+        checked = adapter.validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"] if error.error_count() == 1 else f"expected {_describe(hint)}"
+        raise UserError(f"{key}={value!r} has the wrong type: {reason[0].lower()}{reason[1:]}") from None
+    coerced = isinstance(value, str) and isinstance(checked, (bool, int, float))
+    if coerced or (isinstance(value, bool) and type(checked) in (int, float)):
+        raise UserError(f"{key}={value!r} has the wrong type: expected {_describe(hint)}")
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) in (Union, python_types.UnionType):
+        return " or ".join(_describe(arg) for arg in get_args(hint))
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
+    if hint is type(None):
+        return "null"
+    return "path" if hint is Path else getattr(hint, "__name__", str(hint)).replace("typing.", "")

@@ -1,0 +1,102 @@
+"""The process around a job: its environment, and the further processes of a multi-device run."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from segmod.ground.memory import keep_freed_memory
+from segmod.runs import folders as runs
+
+# What the launcher, seed_everything and the W&B logger leave behind; the next job of a sweep must not find it.
+_JOB_VARIABLES = (
+    "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", "PL_SEED_WORKERS",
+    "WANDB_DATA_DIR", "WANDB_CACHE_DIR",
+)  # fmt: skip
+
+
+@contextmanager
+def job_environment(cfg: DictConfig) -> Iterator[None]:
+    """Run one job so that it leaves nothing to the next one of the same sweep: no W&B run, no process group, no memory.
+
+    Ranks above 0 write what they print to ``<run>/rank<k>.log``.
+    """
+    keep_freed_memory()
+    before = {name: os.environ.get(name) for name in _JOB_VARIABLES}
+    if not runs.is_leader():
+        _print_to_file(Path(cfg.run_dir))
+    try:
+        yield
+    finally:
+        if "wandb" in sys.modules:
+            import wandb
+
+            with suppress(Exception):  # watching must not spoil a run
+                wandb.finish(exit_code=1 if sys.exc_info()[0] else 0)
+        if "torch" in sys.modules:
+            import torch
+
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _print_to_file(run_dir: Path) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID")
+    file = (run_dir / f"rank{rank}.log").open("a", buffering=1)
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+
+
+def child_command(local_rank: int) -> tuple[Sequence[str], str]:
+    """Command and working directory of a further rank of this very job.
+
+    Lightning would run ``sys.argv`` again, which in a multirun is the whole sweep: each child would walk through all
+    jobs, and with a random sweeper the ranks would train different configs. The child gets this job's own overrides
+    and directory instead.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.utils import get_original_cwd
+
+    hydra_cfg = HydraConfig.get()
+    program = ["-m", "segmod", str(hydra_cfg.job.config_name)]
+    kept = [o for o in hydra_cfg.overrides.task if o.lstrip("+").partition("=")[0] != "overwrite"]
+    directory = str(Path(hydra_cfg.runtime.output_dir).resolve()).replace("'", "\\'")
+    searched = [s.path for s in hydra_cfg.runtime.config_sources if s.provider == "command-line"]
+    kept = [*(word for path in searched for word in ("--config-dir", path)), *kept]
+    command = [sys.executable, *program, *kept, f"hydra.run.dir='{directory}'", "hydra.mode=RUN"]
+    return command, get_original_cwd()
+
+
+def prepare_lightning() -> None:
+    """Make Lightning start further ranks with `child_command`, and keep its remarks for real warnings."""
+    from lightning.fabric.strategies.launchers import subprocess_script as fabric_script
+    from lightning.pytorch.strategies.launchers import subprocess_script as pytorch_script
+
+    for script in (fabric_script, pytorch_script):
+        setattr(script, "_hydra_subprocess_cmd", child_command)  # noqa: B010 (private, and imported by name)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*overridden `on_after_batch_transfer`.*",
+        ".*num_workers.*",
+        ".*sync_dist=True.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,292 @@
+"""Checkpoints that survive a crash at any moment, and signals that ask a run to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
+
+from segmod.ground.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there whole; reads with ``weights_only=True``."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write, flush to the disk, then rename: a reader sees the old file or the new one, never half of one.
+
+        Raises:
+            UserError: The file cannot be written (disk full, no permission); the old checkpoint is kept.
+        """
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            part.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot write checkpoint {path} ({error}): free some disk space, then run again"
+            ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load plain tensors and containers alone.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        try:
+            return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"cannot read checkpoint {path} ({reason}): delete it or set overwrite=true") from error
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop, and its state is saved as far as it can be."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class Checkpoints(L.Callback):
+    """Keeps ``last.ckpt`` to resume from and ``best.ckpt`` by a validation metric; final weights are always validated.
+
+    Lightning does not repeat a validation that was cut short, so a state from just before one would lose it on resume.
+    Where a validation is due ``last.ckpt`` is therefore written only after it, and a run killed in a validation goes on
+    from the file before. It holds whole optimiser steps: half-accumulated gradients are never saved.
+
+    Must come after the callbacks whose state it is to save.
+
+    Args:
+        directory: Where the files go.
+        monitor: Metric to be maximised (or minimised) for ``best.ckpt``.
+        mode: ``max`` or ``min``.
+        every_n_steps: Optimiser steps between two writings of ``last.ckpt`` within an epoch; 0 for none.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        monitor: str = "val/miou",
+        mode: Literal["max", "min"] = "max",
+        every_n_steps: int = 100,
+    ) -> None:
+        self.last = Path(directory) / "last.ckpt"
+        self.best = Path(directory) / "best.ckpt"
+        self.monitor = monitor
+        self.mode = mode
+        self.every_n_steps = every_n_steps
+        self.best_score: float | None = None
+        self.best_step = 0
+        self.elapsed = 0.0  # seconds of training in earlier runs of this run directory
+        self._started = time.monotonic()
+        self._saved_step = 0
+        self._owed = False  # a validation came between two accumulated batches, and is not saved yet
+        self.validated_step = -1  # optimiser steps before the last validation of this process
+
+    @property
+    def wall_time(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self.elapsed + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to keep the right best checkpoint and the time."""
+        return {"best_score": self.best_score, "best_step": self.best_step, "wall_time": self.wall_time}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where the checkpoint was written."""
+        self.best_score = state_dict["best_score"]
+        self.best_step = state_dict["best_step"]
+        self.elapsed = state_dict["wall_time"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remove what a crash left half-written."""
+        if trainer.is_global_zero:
+            for part in self.last.parent.glob("*.part"):
+                part.unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock; give a resumed loader its place in the epoch.
+
+        Lightning does that itself, but not where a schedule has asked for the length of the training before: the
+        loader is then made too early. The loader starts at the first batch asked for, so now is early enough.
+        """
+        trainer.fit_loop._load_combined_loader_states()
+        self._started = time.monotonic()
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Write ``last.ckpt`` within an epoch, when its step has come."""
+        if half_accumulated(trainer) or not mid_epoch(trainer):
+            return
+        since = trainer.global_step - self._saved_step
+        if self._owed or (self.every_n_steps > 0 and since >= self.every_n_steps):
+            self.save_last(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``best.ckpt`` if the metric has improved; within an epoch also ``last.ckpt``, which knows of it."""
+        if trainer.state.fn != "fit":
+            return
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            raise UserError(
+                f"callbacks.checkpoints.monitor={self.monitor!r} is not logged; "
+                f"choose one of {sorted(trainer.callback_metrics)}"
+            )
+        if trainer.sanity_checking:
+            return
+        score = float(value)
+        sign = 1 if self.mode == "max" else -1
+        if score == score and (self.best_score is None or sign * score > sign * self.best_score):
+            self.best_score, self.best_step = score, trainer.global_step
+            trainer.save_checkpoint(self.best)
+        self.validated_step = trainer.global_step
+        if half_accumulated(trainer):
+            self._owed = True  # at the end of this step
+        elif not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.save_last(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``last.ckpt`` between two epochs."""
+        if self.validated_step == trainer.global_step or not self._finishing(trainer):
+            self.save_last(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validate the final weights if the schedule of validations has left them out."""
+        if self.validated_step < trainer.global_step and trainer.enable_validation:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+        self.save_last(trainer)
+
+    def save_last(self, trainer: L.Trainer) -> None:
+        """Write ``last.ckpt`` now, once a step; every rank must call it."""
+        if trainer.global_step > self._saved_step or self._owed or not self.last.exists():
+            trainer.save_checkpoint(self.last)
+            self._saved_step = trainer.global_step
+            self._owed = False
+
+    @staticmethod
+    def _finishing(trainer: L.Trainer) -> bool:
+        by_step = 0 <= trainer.max_steps <= trainer.global_step
+        by_epoch = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+        return by_step or by_epoch or trainer.should_stop
+
+
+class StopOnSignal(L.Callback):
+    """On SIGTERM, SIGUSR1 (SLURM preemption) or Ctrl-C: finish the optimiser step, save, leave.
+
+    Where a validation follows or runs it leaves at once: the ``last.ckpt`` from before it stands. A second Ctrl-C
+    leaves at once, too. With several ranks a signal to any of them stops all at the same step, and one that comes
+    during a validation stops them after it.
+
+    Args:
+        checkpoints: Writes the state.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self._signum = 0
+        self._step = 0
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over from Lightning, which would not wait for the end of the step."""
+        self._step = trainer.global_step
+        if trainer.received_sigterm:  # while the run was being set up
+            self._signum = signal.SIGTERM
+            trainer._signal_connector.received_sigterm = False
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                self._before[signum] = signal.signal(signum, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum == signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signum = signum
+
+    def _asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> int:
+        """Signal that this or another rank has received, else 0."""
+        if trainer.world_size == 1:
+            return self._signum
+        signum: Tensor = trainer.strategy.reduce(
+            torch.tensor(float(self._signum), device=pl_module.device), reduce_op="max"
+        )
+        return int(signum)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Save and leave at the end of an optimiser step.
+
+        Raises:
+            Stopped: A signal has come.
+        """
+        if trainer.global_step == self._step:
+            return  # between two accumulated batches
+        self._step = trainer.global_step
+        signum = self._asked(trainer, pl_module)
+        if signum:
+            if mid_epoch(trainer):
+                self.checkpoints.save_last(trainer)
+            raise Stopped(signum)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Leave a validation.
+
+        Raises:
+            Stopped: A signal has come.
+        """
+        if self._signum and trainer.state.fn == "fit" and trainer.world_size == 1:  # ranks have unequal batch counts
+            raise Stopped(self._signum)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave after a validation; `Checkpoints` has just saved.
+
+        Raises:
+            Stopped: A signal has come.
+        """
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not half_accumulated(trainer):
+            signum = self._asked(trainer, pl_module)
+            if signum:
+                raise Stopped(signum)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give the signals back, before Lightning does the same for the handlers it had replaced itself."""
+        self._give_back()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before.clear()
+
+
+def half_accumulated(trainer: L.Trainer) -> bool:
+    """Whether gradients of the batches so far wait for those of the next one."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def mid_epoch(trainer: L.Trainer) -> bool:
+    """Whether the training batch that has just ended is followed by another one, and not by a validation."""
+    loop = trainer.fit_loop
+    validates = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    return not (validates or loop.epoch_loop.batch_progress.is_last_batch)

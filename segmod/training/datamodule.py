@@ -1,0 +1,209 @@
+"""What every Lightning datamodule of images and masks shares: splits, loaders and their order."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from lightning import LightningDataModule
+from torch.utils.data import Dataset
+
+from segmod.data.base import SegmentationDataset, Transform
+from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, collate, cores, prepare_worker
+from segmod.data.transforms import EvalTransform, Normalization, TrainTransform
+from segmod.ground.errors import require, whole
+from segmod.ground.palettes import VOC_CLASSES
+from segmod.ground.types import Sample
+
+_MAX_WORKERS = 4
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Loaders for one dataset; a subclass gives `dataset`.
+
+    Training batches have one size. Evaluation images keep their own size, one a batch, unless ``eval_squash``.
+
+    Args:
+        num_classes: number of classes, background included.
+        train_split: name of the split trained on.
+        val_split: name of the split validated on.
+        batch_size: training images a step of the whole job; divided by the number of processes.
+        seed: seed of order and augmentation.
+        num_workers: loading processes of each loader; None for one a core up to 4.
+        crop_size: side of the random square crop in pixels; None for whole images.
+        scale: range of a random resize factor; None for none.
+        short_side: resize so that the shorter side has this many pixels, before ``scale``.
+        squash: resize to a square of this side, aspect ignored, before ``scale``.
+        eval_squash: squash validation images and masks too, so that metrics are those of the small masks.
+        hflip: probability of a horizontal flip.
+        pad: colour of padding, ``mean`` or ``black``.
+        norm: normalisation profile: ``imagenet``, ``caffe`` or ``raw255``.
+        void_as_background: train and evaluate void pixels as background.
+        crops: makes of this the datamodule that a run trains on, such as `BoxCropDataModule`; None for this itself.
+            Evaluation is of whole images all the same.
+    """
+
+    # A rank may be left without images when there are more ranks than images.
+    allow_zero_length_dataloader_with_multiple_devices = True
+    one_size = False  # whether all images of the dataset have the same size
+
+    def __init__(
+        self,
+        num_classes: int,
+        train_split: str,
+        val_split: str,
+        batch_size: int,
+        seed: int = 0,
+        num_workers: int | None = None,
+        crop_size: int | None = None,
+        scale: Sequence[float] | None = None,
+        short_side: int | None = None,
+        squash: int | None = None,
+        eval_squash: bool = False,
+        hflip: float = 0.5,
+        pad: str = "mean",
+        norm: str = "imagenet",
+        void_as_background: bool = False,
+        crops: Callable[[SegmentationDataModule], LightningDataModule] | None = None,
+    ) -> None:
+        super().__init__()
+        self.normalization = Normalization.named(norm)
+        require(whole(batch_size, 1), f"data.batch_size={batch_size}: must be a whole number of at least 1")
+        require(num_workers is None or whole(num_workers, 0), f"data.num_workers={num_workers}: must be 0 or more")
+        require(whole(seed, 0), f"data.seed={seed}: must be a whole number of at least 0")
+        require(not eval_squash or squash is not None, "data.eval_squash=true: set data.squash to the size as well")
+        self.train_transform = TrainTransform(self.normalization, crop_size, scale, short_side, squash, hflip, pad)
+        self._one_size = self.train_transform.gives_one_size(self.one_size)
+        self.eval_transform = EvalTransform(self.normalization, squash if eval_squash else None)
+        self.num_classes = num_classes
+        self.classes: tuple[str, ...] = VOC_CLASSES[:num_classes]
+        self.train_split = train_split
+        self.val_split = val_split
+        self.batch_size = batch_size
+        self.crop_size = crop_size
+        self.squash = squash
+        self.crops = crops
+        self.seed = seed
+        self.num_workers = num_workers
+        self.void_as_background = void_as_background
+        self.train_dataset: SegmentationDataset | None = None
+        self.val_dataset: SegmentationDataset | None = None
+
+    def for_training(self) -> LightningDataModule:
+        """Return the datamodule that a run trains on and validates on: crops of this one's images, or this one."""
+        return self if self.crops is None else self.crops(self)
+
+    @abstractmethod
+    def dataset(self, split: str, transform: Transform) -> SegmentationDataset:
+        """Return the images of a split."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits that a stage (``fit``, ``validate``; None for all) needs.
+
+        Raises:
+            UserError: the training set is smaller than a batch.
+        """
+        if stage in (None, "fit") and self.train_dataset is None:
+            self.train_dataset = self.dataset(self.train_split, self.train_transform)
+            size = len(self.train_dataset)
+            require(
+                size >= self.batch_size,
+                f"data.batch_size={self.batch_size}: split {self.train_split} has only {size} images; lower it",
+            )
+        if self.val_dataset is None:
+            self.val_dataset = self.dataset(self.val_split, self.eval_transform)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the loader of augmented batches, in an order that depends on (seed, epoch) alone.
+
+        Raises:
+            UserError: the batch cannot be divided among the processes, or its images have different sizes.
+        """
+        if self.train_dataset is None:
+            self.setup("fit")
+        assert self.train_dataset is not None
+        rank, world_size = self.place()
+        each = self.batch_a_process()
+        require(
+            each == 1 or self._one_size,
+            f"data.batch_size={self.batch_size}: images of different sizes make no batch of {each} a process; "
+            f"set data.crop_size or data.squash, or data.batch_size={world_size}",
+        )
+        order = TrainingOrder(len(self.train_dataset), self.seed, rank, world_size)
+        return self.loader(self.train_dataset, order, each, persistent=True)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Return the loader of the validation split, each image once over all processes."""
+        if self.val_dataset is None:
+            self.setup("validate")
+        assert self.val_dataset is not None
+        return self._evaluation_loader(self.val_dataset, persistent=True)
+
+    def evaluation_dataloader(self, split: str) -> ResumableLoader:
+        """Return a loader like `val_dataloader` for any split."""
+        return self._evaluation_loader(self.dataset(split, self.eval_transform), persistent=False)
+
+    def _evaluation_loader(self, dataset: SegmentationDataset, persistent: bool) -> ResumableLoader:
+        return self.loader(dataset, EvaluationOrder(len(dataset), *self.place()), 1, persistent)
+
+    def loader(
+        self, dataset: Dataset[Sample], order: TrainingOrder | EvaluationOrder, batch_size: int, persistent: bool
+    ) -> ResumableLoader:
+        """Return a loader of any samples, set up as those of this datamodule are.
+
+        Args:
+            dataset: the samples.
+            order: their order.
+            batch_size: samples a batch of this process.
+            persistent: keep the workers from epoch to epoch.
+        """
+        workers = self.workers()
+        return ResumableLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=order,
+            collate_fn=collate,
+            drop_last=isinstance(order, TrainingOrder),
+            num_workers=workers,
+            persistent_workers=persistent and workers > 0,
+            pin_memory=self._on_cuda(),
+            worker_init_fn=prepare_worker,
+            # A generator of its own, for a loader would draw a number from the global one each time it is iterated.
+            generator=torch.Generator(),
+        )
+
+    def workers(self) -> int:
+        """Return the number of loading processes: ``num_workers``, or what None comes to on this machine."""
+        if self.num_workers is not None:
+            return self.num_workers
+        local = self.trainer.num_devices if self.trainer else 1
+        return min(_MAX_WORKERS, max(1, cores() // local))
+
+    def batch_a_process(self) -> int:
+        """Return the training samples a step of one process.
+
+        Raises:
+            UserError: the batch cannot be divided among the processes.
+        """
+        world_size = self.place()[1]
+        require(
+            self.batch_size % world_size == 0,
+            f"data.batch_size={self.batch_size}: not divisible by the {world_size} processes of the job; "
+            f"choose a multiple of {world_size}",
+        )
+        return self.batch_size // world_size
+
+    def place(self) -> tuple[int, int]:
+        """Return the rank of this process and the number of processes."""
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if dist.is_available() and dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
+        return 0, 1
+
+    def _on_cuda(self) -> bool:
+        if self.trainer is not None:
+            return self.trainer.strategy.root_device.type == "cuda"
+        return torch.cuda.is_available()

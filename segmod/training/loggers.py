@@ -1,0 +1,202 @@
+"""Loggers that survive what long runs meet: resuming, several jobs in one process, and no network."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
+from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from segmod.ground.errors import UserError
+
+
+class CSVLogger(Logger):
+    """Curves as ``<save_dir>/metrics.csv``, one row a step.
+
+    Lightning's own CSV logger deletes the file when a run is resumed. This one keeps the rows before the step the
+    resumed run goes on from, so that the file reads as if nothing had happened.
+
+    Args:
+        save_dir: Directory of the run.
+        flush_every: Rows after which the file is written anew; it is also written after each validation.
+    """
+
+    def __init__(self, save_dir: str, flush_every: int = 20) -> None:
+        super().__init__()
+        self._path = Path(save_dir) / "metrics.csv"
+        self._flush_every = flush_every
+        self._rows: dict[int, dict[str, Any]] | None = None  # by step; None until the first metrics come
+        self._unsaved = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the logger's folder: none, the file lies in the run directory itself."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Version of the logger's folder: none."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """Directory of the run."""
+        return str(self._path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: ``.hydra/config.yaml`` beside the file is the record."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add the metrics to the row of their step.
+
+        Args:
+            metrics: Values by name.
+            step: Optimiser steps taken so far; null adds to the newest row.
+        """
+        if self._rows is None:
+            self._rows = {}
+            if step is not None and self._path.exists():
+                self._rows = _rows_before(self._path, step)
+        step = step if step is not None else max(self._rows, default=0)
+        self._rows.setdefault(step, {"step": step}).update({key: float(value) for key, value in metrics.items()})
+        self._unsaved += 1
+        if self._unsaved >= self._flush_every or any(key.startswith("val/") for key in metrics):
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file; a reader sees the old or the new one, never half of it."""
+        if not self._unsaved or self._rows is None:
+            return
+        columns = sorted({key for row in self._rows.values() for key in row} - {"step", "epoch"})
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".csv.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", "epoch", *columns], restval="")
+            writer.writeheader()
+            writer.writerows(self._rows[step] for step in sorted(self._rows))
+        os.replace(partial, self._path)
+        self._unsaved = 0
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left, however the run ended."""
+        self.save()
+
+
+def _rows_before(path: Path, step: int) -> dict[int, dict[str, Any]]:
+    with path.open(newline="") as file:
+        rows = {int(row["step"]): {key: value for key, value in row.items() if value} for row in csv.DictReader(file)}
+    return {number: row for number, row in rows.items() if number < step}
+
+
+class WandbLogger(LightningWandbLogger):
+    """Weights & Biases, offline by default, one W&B run for each job, and never a reason for training to stop.
+
+    The id is a function of the run directory, so a resumed run goes on with its own curves (`wandb sync` joins the
+    parts of an interrupted offline run by it). A W&B run that another job of the same process left open is finished
+    first: Lightning's own logger would log into it. A start that fails (no login, no network) falls back to an offline
+    run, a failing offline run to none at all, each with one warning.
+
+    Args:
+        save_dir: Directory of the run.
+        runs: Root directory of the runs; the W&B run is called after ``save_dir`` below it.
+        offline: True, false, or None for what the environment variable WANDB_MODE says, offline where it says nothing.
+        **kwargs: Further arguments of ``wandb.init``: project, group, entity, tags, ...
+    """
+
+    def __init__(self, save_dir: str, runs: str = "runs", offline: bool | None = None, **kwargs: Any) -> None:
+        name = Path(os.path.relpath(save_dir, runs)).as_posix()
+        id = hashlib.sha256(os.path.abspath(save_dir).encode()).hexdigest()[:12]
+        mode = {True: "offline", False: "online", None: os.environ.get("WANDB_MODE", "offline")}[offline]
+        # Lightning's own `offline=True` would write WANDB_MODE for all later jobs of the process.
+        super().__init__(name=name, save_dir=save_dir, id=id, mode=mode, **kwargs)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started at the first use; a disabled one where W&B cannot start."""
+        import wandb
+
+        if self._experiment is None:
+            if wandb.run is not None:
+                wandb.finish()
+            Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)  # else W&B would write elsewhere
+            self._experiment = self._start()
+        return self._experiment
+
+    def _start(self) -> Any:
+        import wandb
+
+        arguments = {key: value for key, value in self._wandb_init.items() if value is not None}
+        arguments["settings"] = wandb.Settings(init_timeout=30, silent=True)
+        try:
+            if arguments["mode"] == "online" and not wandb.login(prompt=False):
+                raise PermissionError("nobody is logged in; `wandb login` does it")
+            run = wandb.init(**arguments)
+        except Exception as error:
+            _warn(f"{_first_line(error)}: recording offline, `wandb sync` uploads it later")
+            try:
+                run = wandb.init(**{**arguments, "mode": "offline"})
+            except Exception as second_error:
+                _warn(f"{_first_line(second_error)}: this run goes on without W&B")
+                run = wandb.init(mode="disabled")
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log metrics; a failure is a warning."""
+        attempt(lambda: super(WandbLogger, self).log_metrics(metrics, step))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Log the config; a failure is a warning."""
+        attempt(lambda: super(WandbLogger, self).log_hyperparams(params))
+
+
+class TensorBoardLogger(LightningTensorBoardLogger):
+    """TensorBoard's files in ``<save_dir>/tensorboard``.
+
+    Args:
+        save_dir: Directory of the run.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        try:
+            super().__init__(save_dir, name="tensorboard", version="", default_hp_metric=False)
+        except ModuleNotFoundError as error:
+            raise UserError("logger=tensorboard: TensorBoard is not here; pip install tensorboard") from error
+
+
+def attempt(action: Callable[[], object]) -> None:
+    """Do something with W&B; where it fails, warn and go on."""
+    try:
+        action()
+    except Exception as error:
+        _warn(f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _warn(message: str) -> None:
+    # One text in one place: Python shows a repeated warning once.
+    warnings.warn(f"W&B: {message}", stacklevel=2)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,81 @@
+"""Pictures of what the net predicts, drawn while it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segmod import viz
+from segmod.ground.types import IGNORE_INDEX, Batch
+
+
+@dataclass(frozen=True)
+class Example:
+    """One validation image and its prediction."""
+
+    index: int  # position in the validation set
+    name: str
+    image: NDArray[np.uint8]  # (H, W, 3), RGB
+    truth: NDArray[np.uint8] | None  # (H, W) labels; None where the image has none
+    prediction: NDArray[np.uint8]  # (H, W) labels
+
+
+def examples(trainer: L.Trainer, labels: Tensor, batch: Batch, count: int) -> Iterator[Example]:
+    """Images of a validation batch that are among the first ``count`` of the set, on whichever rank they come.
+
+    Args:
+        trainer: Knows the datamodule, which knows how to undo the normalisation.
+        labels: Predicted labels (B, H, W), as `SegmentationModule.validation_step` returns them.
+        batch: What they were predicted from.
+        count: Images to draw.
+    """
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    for i, (index, name) in enumerate(zip(batch["index"].tolist(), batch["name"], strict=True)):
+        if index < count:
+            truth = batch["mask"][i].cpu().numpy().astype(np.uint8)
+            yield Example(
+                index=index,
+                name=name,
+                image=datamodule.normalization.denormalise(batch["image"][i].cpu()),
+                truth=truth if (truth != IGNORE_INDEX).any() else None,
+                prediction=labels[i].cpu().numpy().astype(np.uint8),
+            )
+
+
+class PredictionPictures(L.Callback):
+    """Draws image, truth and prediction of the first validation images, as PNG files and into TensorBoard.
+
+    The files are overwritten by each validation; the one at the end of a run leaves the pictures of the weights that
+    metrics.json scores. `WandbPanels` sends the same images to W&B, with masks that can be switched on and off.
+
+    Args:
+        directory: Where the pictures go.
+        count: Images to draw; 0 for none.
+    """
+
+    def __init__(self, directory: str, count: int = 4) -> None:
+        self.directory = Path(directory)
+        self.count = count
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Draw the images of this batch that are to be drawn."""
+        if trainer.sanity_checking:
+            return
+        for example in examples(trainer, outputs, batch, self.count):
+            classes = trainer.datamodule.classes  # type: ignore[attr-defined]
+            picture = viz.panel(example.image, example.truth, example.prediction, classes)
+            viz.save_png(picture, self.directory / f"{example.index:03d}_{Path(example.name).name}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    tag = f"pictures/{example.index:03d}_{example.name}"
+                    logger.experiment.add_image(tag, picture, trainer.global_step, dataformats="HWC")

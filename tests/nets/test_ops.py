@@ -1,0 +1,79 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segmod.nets.ops import BilinearUpsample, bilinear_kernel, classify_resized, crop, resize
+
+
+def test_bilinear_kernel_of_four_pixels():
+    # f = 2, centre 1.5: distances 1.5, .5, .5, 1.5 give 1 - d/2 = .25, .75, .75, .25 in each direction
+    row = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    assert torch.equal(bilinear_kernel(4), row[:, None] * row[None, :])
+
+
+def test_bilinear_kernel_of_three_pixels():
+    # f = 2, centre 1: distances 1, 0, 1 give .5, 1, .5
+    row = torch.tensor([0.5, 1.0, 0.5])
+    assert torch.equal(bilinear_kernel(3), row[:, None] * row[None, :])
+
+
+@pytest.mark.parametrize("factor", [2, 8, 16, 32])
+def test_upsampling_is_the_dense_caffe_deconvolution(factor):
+    maps = torch.randn(2, 3, 5, 4)
+    dense = torch.zeros(3, 3, 2 * factor, 2 * factor)
+    for channel in range(3):
+        dense[channel, channel] = bilinear_kernel(2 * factor)
+    upsampled = BilinearUpsample(3, factor)(maps)
+    assert upsampled.shape == (2, 3, 6 * factor, 5 * factor)
+    torch.testing.assert_close(upsampled, F.conv_transpose2d(maps, dense, stride=factor))
+
+
+def test_upsampling_cropped_by_half_a_factor_is_bilinear_interpolation():
+    maps = torch.randn(1, 2, 6, 7)
+    inner = crop(BilinearUpsample(2, 4)(maps), 2, (24, 28))
+    # at the very edge interpolation repeats the last value where the transposed convolution fades to zero
+    torch.testing.assert_close(inner[..., 2:-2, 2:-2], resize(maps, (24, 28))[..., 2:-2, 2:-2])
+
+
+def test_only_a_learned_kernel_is_a_parameter_and_stored():
+    assert not list(BilinearUpsample(3, 2).parameters())
+    assert not BilinearUpsample(3, 2).state_dict()
+    learned = BilinearUpsample(3, 2, learn=True)
+    assert [name for name, _ in learned.named_parameters()] == ["weight"]
+    torch.testing.assert_close(learned.weight[1, 0], bilinear_kernel(4))
+
+
+def test_crop_keeps_the_window_that_starts_at_the_offset():
+    maps = torch.arange(20.0).view(1, 1, 4, 5)
+    assert crop(maps, 1, (2, 3)).flatten().tolist() == [6, 7, 8, 11, 12, 13]
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("shapes", [[(11, 9), (6, 5), (1, 1)], [(7, 7), (3, 4)], [(11, 9)], [(20, 30), (2, 2)]])
+def test_classified_strips_are_the_linear_layer_on_the_rectified_sum_of_resized_maps(align_corners, shapes):
+    torch.manual_seed(0)
+    size = (11, 9)  # a strip of eight rows, and one of three
+    maps = [torch.randn(2, *shape, 3) for shape in shapes]
+    inputs = [*maps, torch.randn(4, 3), torch.randn(4)]
+    ours = [part.clone().requires_grad_() for part in inputs]
+    plain = [part.clone().requires_grad_() for part in inputs]
+
+    scores = classify_resized([part * 1 for part in ours[:-2]], size, ours[-2], ours[-1], align_corners)
+    total = sum(resize(part.permute(0, 3, 1, 2), size, align_corners) for part in plain[:-2]).permute(0, 2, 3, 1)
+    expected = F.linear(F.relu(total), plain[-2], plain[-1]).permute(0, 3, 1, 2)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+
+    upstream = torch.randn_like(scores)
+    scores.backward(upstream)
+    expected.backward(upstream)
+    for part, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(part.grad, other.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_antialiased_shrinking_weighs_every_pixel():
+    # 8 pixels to 2: one bright pixel falls between the two samples of plain bilinear resizing (at 1.5 and 5.5), which
+    # miss it; shrinking with an antialiasing filter cannot
+    maps = torch.zeros(1, 1, 1, 8)
+    maps[..., 3] = 1
+    assert resize(maps, (1, 2)).sum() == 0
+    assert resize(maps, (1, 2), antialias=True).sum() > 0

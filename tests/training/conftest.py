@@ -1,0 +1,60 @@
+"""A training of seconds: a 1x1 convolution on four scenes of 32 pixels."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segmod.training.module import SegmentationModule
+from segmod.training.synthetic import SyntheticDataModule
+
+
+class PixelNet(nn.Module):
+    """Classifies each pixel by its colour."""
+
+    num_classes = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(3, self.num_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.score(image)
+        return scores
+
+
+Train = Callable[..., L.Trainer]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """``train(logger, callbacks)`` trains two epochs of two steps, and returns the trainer."""
+
+    def run(logger: Any, callbacks: list[L.Callback], max_epochs: int = 2) -> L.Trainer:
+        L.seed_everything(0, verbose=False)
+        data = SyntheticDataModule(
+            size=32, train_images=4, val_images=3, num_classes=5, batch_size=2, num_workers=0, hflip=0.0
+        )
+        optimizer = partial(torch.optim.SGD, lr=0.1)
+        module = SegmentationModule(PixelNet(), nn.CrossEntropyLoss(ignore_index=255), optimizer)
+        trainer = L.Trainer(
+            max_epochs=max_epochs,
+            accelerator="cpu",
+            logger=logger,
+            callbacks=callbacks,
+            log_every_n_steps=1,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(module, datamodule=data)
+        return trainer
+
+    return run

@@ -1,0 +1,239 @@
+"""A run that was cut off anywhere ends with the very weights of a run that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from segmod.ground.errors import UserError
+from segmod.runs import cli
+from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints
+
+OVERRIDES = (
+    "trainer.max_epochs=3",
+    "trainer.val_check_interval=3",
+    "callbacks.checkpoints.every_n_steps=1",
+    "data.crop_size=24",
+    "data.scale=[0.8,1.2]",
+)
+
+
+class Crash(BaseException):
+    """Stands for a SIGKILL: no handler of the run gets to save anything."""
+
+
+@pytest.fixture(autouse=True)
+def let_crashes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = cli._report
+
+    def report_all_but_crashes(error: BaseException, config_name: str) -> int:
+        if isinstance(error, Crash):
+            raise error
+        return report(error, config_name)
+
+    monkeypatch.setattr(cli, "_report", report_all_but_crashes)
+
+
+def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    loaded: dict[str, Any] = torch.load(run / "checkpoints" / f"{which}.ckpt", weights_only=True)
+    return loaded["state_dict"]
+
+
+def the_run(root: Path) -> Path:
+    (found,) = root.glob("**/seed0")
+    return found
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    for which in ("last", "best"):
+        a, b = weights(one, which), weights(other, which)
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), f"{which}: {key}"
+    ours, theirs = (json.loads((run / "metrics.json").read_text()) for run in (one, other))
+    assert ours["metrics"] == theirs["metrics"]
+    assert ours["step"] == theirs["step"]
+
+
+@pytest.fixture(scope="module")
+def whole(command: Any, small: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 12 steps in 3 epochs that nothing disturbs, validated after batch 3 of each epoch."""
+    root = tmp_path_factory.mktemp("whole")
+    assert command("train", *small, *OVERRIDES, f"runs={root}") == 0
+    return the_run(root)
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, hook: str, count: int) -> None:
+    """Raise `Crash` in the ``count``-th call of a hook of `Checkpoints`, before it does anything."""
+    original = getattr(Checkpoints, hook, None) or getattr(L.Callback, hook)
+    calls = 0
+
+    def crashing(self: Checkpoints, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += not trainer.sanity_checking and trainer.state.fn == "fit"
+        if calls == count:
+            raise Crash
+        original(self, trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Checkpoints, hook, crashing)
+
+
+@pytest.mark.parametrize(
+    ("hook", "count"),
+    [
+        ("on_train_batch_end", 2),  # in the middle of the first epoch
+        ("on_train_batch_start", 5),  # between two epochs
+        ("on_validation_batch_end", 4),  # in the second validation
+        ("on_validation_end", 2),  # after it, before the best is kept
+        ("on_train_epoch_end", 2),
+        ("on_train_batch_end", 7),  # the batch that a validation follows
+        ("on_train_batch_end", 12),  # the very last batch
+        ("on_train_end", 1),  # before the final validation
+    ],
+)
+def test_a_crash_changes_nothing(
+    hook: str, count: int, whole: Path, segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *small, *OVERRIDES)
+    with monkeypatch.context() as patch:
+        crash_at(patch, hook, count)
+        with pytest.raises(Crash):
+            segmod(*command)
+    run = the_run(Path("runs"))
+    assert not (run / "metrics.json").exists()
+    assert segmod(*command) == 0
+    assert_equal_runs(whole, run)
+
+
+def test_two_crashes_and_other_workers_change_nothing(
+    whole: Path, segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *small, *OVERRIDES)
+    for count in (3, 5):
+        with monkeypatch.context() as patch:
+            crash_at(patch, "on_train_batch_end", count)
+            with pytest.raises(Crash):
+                segmod(*command)
+    assert segmod(*command, "data.num_workers=1") == 0
+    assert_equal_runs(whole, the_run(Path("runs")))
+
+
+def test_accumulated_gradients_survive(segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("train", *small, "trainer.accumulate_grad_batches=3", "callbacks.checkpoints.every_n_steps=1")
+    assert segmod(*command, "runs=whole") == 0
+    with monkeypatch.context() as patch:
+        crash_at(patch, "on_train_batch_end", 2)  # one batch short of the first optimiser step
+        with pytest.raises(Crash):
+            segmod(*command, "runs=cut")
+    with monkeypatch.context() as patch:
+        crash_at(patch, "on_train_batch_end", 4)  # the epoch's last batch, stepping with one batch alone
+        with pytest.raises(Crash):
+            segmod(*command, "runs=cut")
+    assert segmod(*command, "runs=cut") == 0
+    assert_equal_runs(the_run(Path("whole")), the_run(Path("cut")))
+
+
+def test_a_finished_run_is_reported_not_repeated(whole: Path, segmod: Any, small: tuple[str, ...]) -> None:
+    before = (whole / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    root = whole.parents[2]
+    assert segmod("train", *small, *OVERRIDES, f"runs={root}") == 0
+    assert (whole / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_final_weights_are_validated_when_steps_end_between_validations(segmod: Any, small: tuple[str, ...]) -> None:
+    assert segmod("train", *small, "trainer.max_steps=3", "trainer.max_epochs=null") == 0
+    run = the_run(Path("runs"))
+    assert (run / "checkpoints" / "best.ckpt").exists()
+    assert json.loads((run / "metrics.json").read_text())["step"] == 3
+
+
+def test_a_half_written_checkpoint_never_replaces_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    io = AtomicCheckpointIO()
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    io.save_checkpoint({"x": torch.ones(3)}, path)
+
+    def full_disk(obj: object, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(UserError, match=r"last\.ckpt.*No space left.*free some disk space"):
+        io.save_checkpoint({"x": torch.zeros(3)}, path)
+    assert torch.equal(io.load_checkpoint(path)["x"], torch.ones(3))
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match=r"cannot read checkpoint .*last\.ckpt"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(segmod: Any, small: tuple[str, ...], capfd: Any) -> None:
+    # with 1e30 the weights overflow in the first step, the loss in the second
+    assert segmod("train", *small, "model.optimizer.lr=1e30", "model.scheduler.warmup=0") == 1
+    error = capfd.readouterr().err
+    assert "segmod: error: the loss is" in error
+    assert "at step" in error
+    assert "model.optimizer.lr" in error
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_saves_and_leaves(signum: signal.Signals, segmod: Any, small: tuple[str, ...]) -> None:
+    endless = ("trainer.max_epochs=100000", "trainer.check_val_every_n_epoch=100000")
+    command = [sys.executable, "-m", "segmod", "train", *small, *endless, "data.num_workers=1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(Path("runs").glob("**/last.ckpt")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1].decode()
+            time.sleep(0.1)
+        os.killpg(process.pid, signum)  # as Ctrl-C and SLURM do: to the workers, too
+        error = process.communicate(timeout=60)[1].decode()
+    finally:
+        process.kill()
+    (last,) = Path("runs").glob("**/last.ckpt")
+    state = torch.load(last, weights_only=True)  # whole, even after SIGKILL
+    assert state["global_step"] > 0
+    if signum != signal.SIGKILL:
+        assert process.returncode == 128 + signum, error
+        assert f"stopped by signal {int(signum)}" in error
+        assert "Traceback" not in error
+
+
+def test_a_validation_between_two_accumulated_batches_changes_nothing(
+    segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 4 batches an epoch, steps after batches 3 and 4 of each; validations after batches 5 and 10 of the training, that
+    # is after batch 1 of the second epoch and batch 2 of the third, both in the middle of an accumulation
+    recipe = ("trainer.accumulate_grad_batches=3", "trainer.max_epochs=3", "trainer.val_check_interval=5")
+    command = (
+        "train",
+        *small,
+        *recipe,
+        "trainer.check_val_every_n_epoch=null",
+        "callbacks.checkpoints.every_n_steps=0",
+    )
+    assert segmod(*command, "runs=whole") == 0
+    for count in (6, 11):  # in the batch after each
+        with monkeypatch.context() as patch:
+            crash_at(patch, "on_train_batch_start", count)
+            with pytest.raises(Crash):
+                segmod(*command, f"runs=cut{count}")
+        assert segmod(*command, f"runs=cut{count}") == 0
+        assert_equal_runs(the_run(Path("whole")), the_run(Path(f"cut{count}")))
+
+
+def test_signal_handlers_are_given_back(segmod: Any, small: tuple[str, ...]) -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    assert segmod("train", *small) == 0
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
