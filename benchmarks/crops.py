@@ -27,7 +27,7 @@ from segmod.data.crops import BoxCrops, CropOrder
 from segmod.data.order import ResumableLoader, collate
 from segmod.data.proposals import GridBoxes
 from segmod.data.synthetic import write_voc_tree
-from segmod.data.transforms import EvalTransform, Normalization, TrainTransform
+from segmod.data.transforms import EvalTransform, TrainTransform
 from segmod.data.voc import VOCSegmentation
 
 BATCH = 8
@@ -39,7 +39,7 @@ class Way:
     def __init__(self, images: VOCSegmentation, boxes: Boxes, isolate: bool, cache_images: int, fresh: bool) -> None:
         count = len(np.unique(boxes.image))
         window = cache_images // 2 if 0 < cache_images < count else None
-        transform = TrainTransform(Normalization.named("imagenet"), crop_size=224, squash=250, pad="black")
+        transform = TrainTransform(crop_size=224, squash=250, pad="black")
         self.crops = BoxCrops(images, boxes, transform, isolate=isolate, cache_images=cache_images)
         self.order = CropOrder(boxes, balance=False, window=window)
         self.fresh = fresh
@@ -92,7 +92,7 @@ def compare(title: str, images: VOCSegmentation, boxes: Boxes, isolate: bool, ro
 
 def run(root: Path, count: int, rounds: int, batches: int) -> None:
     """Find the boxes of both stages and compare."""
-    images = VOCSegmentation(root, "train", EvalTransform(Normalization.named("imagenet")))
+    images = VOCSegmentation(root, "train", EvalTransform())
     images.names, images.files = images.names[:count], images.files[:count]
     for title, finder in (
         ("objects (stage 1)", BoxFinder(images)),

@@ -70,7 +70,7 @@ def bare(net: torch.nn.Module, data: list[dict[str, object]]) -> list[float]:
     for batch in DataLoader(data, batch_size=None):  # type: ignore[arg-type]
         ticks.append(time.perf_counter())
         optimizer.zero_grad()
-        loss = F.cross_entropy(net(batch["image"]), batch["mask"], ignore_index=255)
+        loss = F.cross_entropy(net(batch["image"]), batch["mask"].long(), ignore_index=255)
         loss.backward()
         optimizer.step()
         schedule.step()

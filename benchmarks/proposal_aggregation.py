@@ -16,11 +16,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from side_by_side import alternate, memory
 from torch import Tensor, nn
 
-from segmod.data.transforms import Normalization
 from segmod.ground.memory import keep_freed_memory
 from segmod.ground.types import Batch
 from segmod.inference.proposals import ProposalPredictor, probabilities_of
@@ -28,7 +28,6 @@ from segmod.nets.deconvnet import DeconvNet
 from segmod.nets.ops import resize
 
 HEIGHT, WIDTH, SIZE, BATCH = 375, 500, 224, 10
-NORMALIZATION = Normalization.named("imagenet")
 
 
 class RandomBoxes:
@@ -60,7 +59,9 @@ class Small(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, 21, H, W) of an image (B, 3, H, W)."""
-        return resize(self.score(self.second(self.first(image).relu()).relu()), (image.shape[-2], image.shape[-1]))
+        return resize(
+            self.score(self.second(self.first(image / 255).relu()).relu()), (image.shape[-2], image.shape[-1])
+        )
 
 
 def build(name: str) -> nn.Module:
@@ -74,24 +75,28 @@ def build(name: str) -> nn.Module:
 
 def image_batch() -> Batch:
     picture = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    mask = torch.full((1, HEIGHT, WIDTH), 255)
-    return {"image": NORMALIZATION.normalise(picture)[None], "mask": mask, "name": ["x"], "index": torch.zeros(1)}
+    mask = torch.full((1, HEIGHT, WIDTH), 255, dtype=torch.uint8)
+    return {
+        "image": torch.from_numpy(picture).permute(2, 0, 1)[None],
+        "mask": mask,
+        "name": ["x"],
+        "index": torch.zeros(1),
+    }
 
 
 def predictor(count: int, batch_size: int = BATCH) -> ProposalPredictor:
-    return ProposalPredictor(RandomBoxes(count), NORMALIZATION, max_proposals=None, batch_size=batch_size)
+    return ProposalPredictor(RandomBoxes(count), max_proposals=None, batch_size=batch_size)
 
 
 @torch.no_grad()
 def loop(net: nn.Module, batch: Batch, count: int) -> Tensor:
     """One crop at a time; every box gets a map of the image's size, and the maps are put together at the end."""
-    picture = NORMALIZATION.denormalise(batch["image"][0])
-    padded = np.pad(picture, ((HEIGHT, HEIGHT), (WIDTH, WIDTH), (0, 0)))
+    padded = F.pad(batch["image"].float(), (WIDTH, WIDTH, HEIGHT, HEIGHT))
     boxes = predictor(count).select(RandomBoxes(count).boxes, HEIGHT, WIDTH)
     maps = [torch.zeros(1, 21, HEIGHT, WIDTH)]
     for x1, y1, x2, y2 in boxes.tolist():
-        crop = NORMALIZATION.normalise(padded[y1 + HEIGHT : y2 + HEIGHT, x1 + WIDTH : x2 + WIDTH])
-        scores = resize(net(resize(crop[None], (SIZE, SIZE))), (y2 - y1, x2 - x1))
+        crop = padded[..., y1 + HEIGHT : y2 + HEIGHT, x1 + WIDTH : x2 + WIDTH]
+        scores = resize(net(resize(crop, (SIZE, SIZE))), (y2 - y1, x2 - x1))
         own = torch.zeros(1, 21, HEIGHT, WIDTH)
         top, left, bottom, right = max(y1, 0), max(x1, 0), min(y2, HEIGHT), min(x2, WIDTH)
         own[..., top:bottom, left:right] = scores[..., top - y1 : bottom - y1, left - x1 : right - x1]

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from segmod.data.transforms import Normalization
 from segmod.ground.types import labels_of
 from segmod.metrics import SegmentationMetrics, summarise
 from segmod.nets.pyramid import DeepFeaturePyramid
@@ -32,9 +31,8 @@ def load(root: Path) -> tuple[Tensor, Tensor]:
     names = (voc / "ImageSets/Segmentation/train.txt").read_text().split()[:8]
     images = [Image.open(voc / f"JPEGImages/{name}.jpg").resize(SIZE, Image.Resampling.BILINEAR) for name in names]
     masks = [Image.open(voc / f"SegmentationClass/{name}.png").resize(SIZE, Image.Resampling.NEAREST) for name in names]
-    normalise = Normalization.named("imagenet").normalise
     truth = torch.from_numpy(np.stack([np.array(mask) for mask in masks])).long()
-    return torch.stack([normalise(np.array(image)) for image in images]), truth
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]), truth
 
 
 def main() -> None:

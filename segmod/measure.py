@@ -29,12 +29,12 @@ def random_batch(batch: int, size: tuple[int, int], num_classes: int, device: to
         device: Where the tensors go.
     """
     if str(device) == "meta":
-        image = torch.empty(batch, 3, *size, device=device)
-        mask = torch.empty(batch, *size, dtype=torch.int64, device=device)
+        image = torch.empty(batch, 3, *size, dtype=torch.uint8, device=device)
+        mask = torch.empty(batch, *size, dtype=torch.uint8, device=device)
     else:
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(batch, 3, *size, generator=generator)
-        mask = torch.randint(num_classes, (batch, *size), generator=generator)
+        image = torch.randint(256, (batch, 3, *size), generator=generator, dtype=torch.uint8)
+        mask = torch.randint(num_classes, (batch, *size), generator=generator, dtype=torch.uint8)
         mask[torch.rand(batch, *size, generator=generator) < 0.05] = IGNORE_INDEX
     return {
         "image": image.to(device),

@@ -186,7 +186,7 @@ def test_protocol_of_the_report_differs_in_these_keys_alone(backbone: str) -> No
         "init_from": f"hypercolumn_{backbone}_sparse_as_report",
         "model.init_from": f"hypercolumn_{backbone}_sparse_as_report",
         "model.net.score_relu": True,
-        "data.norm": "raw255",
+        "model.net.normalise": "raw255",
         "data.void_as_background": True,
         "data.eval_squash": True,
     }

@@ -115,18 +115,16 @@ def find_members(node: Any, key: str, root: str, seed: str) -> None:
         find_members(value, f"{key}.{name}", root, seed)
 
 
-def trained(run: str | None, norm: str, root: str = "runs") -> TrainedPredictor | None:
+def trained(run: str | None, root: str = "runs") -> TrainedPredictor | None:
     """The net of another run as a predictor, scored as that run validates; None for no run.
 
     Args:
         run: Its folder or name.
-        norm: Normalisation profile of the images it will be given.
         root: Folder of the runs, where names are looked for.
 
     Raises:
         UserError: There is no such run, or it has no checkpoint.
     """
-    from segmod.data.transforms import Normalization
     from segmod.inference.dense import DensePredictor
     from segmod.inference.ensemble import TrainedPredictor
     from segmod.nets.checkpoint import load_net
@@ -138,8 +136,7 @@ def trained(run: str | None, norm: str, root: str = "runs") -> TrainedPredictor 
     run_cfg = settle(OmegaConf.create(), found)
     module = instantiate(run_cfg, "model")
     load_net(module.net, found.checkpoint(str(run_cfg.checkpoint)), strict=True)
-    own = Normalization.named(str(run_cfg.data.norm))
-    return TrainedPredictor(module.net, module.predictor or DensePredictor(), Normalization.named(norm), own)
+    return TrainedPredictor(module.net, module.predictor or DensePredictor())
 
 
 def restore(

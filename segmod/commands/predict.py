@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from segmod.training.datamodule import SegmentationDataModule
     from segmod.training.module import SegmentationModule
 
 log = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"max_side={cfg.max_side}: give a number of pixels, or null")
     run = runs.find_run(str(cfg.run), str(cfg.runs))
     run_cfg = settle(cfg, run)
-    module, datamodule, _ = restore(run_cfg, run, cfg.checkpoint)
+    module, _, _ = restore(run_cfg, run, cfg.checkpoint)
     module.eval().to(device)
 
     console = Console(stderr=True, highlight=False)
@@ -55,7 +54,7 @@ def main(cfg: DictConfig) -> None:
     for path, name in track(list(zip(images, names, strict=True)), "Predicting", console=console):
         try:
             picture = read_picture(path)
-            scores = predict(module, datamodule, picture, device, cfg.max_side)
+            scores = predict(module, picture, device, cfg.max_side)
             write(output, name, picture, scores, bool(cfg.probabilities))
         except Exception as error:  # whatever is wrong with one image, the others are still wanted
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -184,7 +183,6 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 def predict(
     module: SegmentationModule,
-    datamodule: SegmentationDataModule,
     picture: NDArray[np.uint8],
     device: torch.device,
     max_side: int | None,
@@ -193,7 +191,6 @@ def predict(
 
     Args:
         module: With the trained net, on ``device``.
-        datamodule: Knows the normalisation of the images the net was trained on.
         picture: uint8 (H, W, 3), RGB.
         device: Where to compute.
         max_side: Longest side in pixels that is scored; None for any.
@@ -207,10 +204,10 @@ def predict(
     from segmod.nets.ops import resize
 
     height, width = picture.shape[:2]
-    image = datamodule.normalization.normalise(picture)[None].to(device)
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None].to(device)
     factor = min(1.0, max_side / max(height, width)) if max_side is not None else 1.0
-    image = resize(image, (max(1, round(factor * height)), max(1, round(factor * width))), antialias=True)
-    mask = torch.full((1, *image.shape[-2:]), IGNORE_INDEX, device=device)
+    image = resize(image.float(), (max(1, round(factor * height)), max(1, round(factor * width))), antialias=True)
+    mask = torch.full((1, *image.shape[-2:]), IGNORE_INDEX, dtype=torch.uint8, device=device)
     batch: Batch = {"image": image, "mask": mask, "name": [""], "index": torch.zeros(1, dtype=torch.int64)}
     with torch.inference_mode():
         return resize(module.predict_scores(batch).cpu(), (height, width))[0]

@@ -35,7 +35,6 @@ def main(cfg: DictConfig) -> None:
     device = choose_device(str(cfg.device))
     run = runs.find_run(str(cfg.run), str(cfg.runs))
     run_cfg = settle(cfg, run)
-    cfg.data = run_cfg.data  # a study may ask how the run's images are normalised
     if cfg.against is not None and cfg.against_name is None:
         cfg.against_name = str(runs.find_run(str(cfg.against), str(cfg.runs), "against").config().name)
     directory = Path(cfg.output or run.directory / "studies" / study_name(run_cfg)).expanduser()
@@ -68,7 +67,7 @@ def subject_of(
     module.eval().to(device)
     dataset = datamodule.dataset(str(run_cfg.data.val_split), datamodule.eval_transform)
     predictor = module.predictor or DensePredictor()
-    return Subject(name, module.net, predictor, dataset, datamodule.normalization, datamodule.classes), module
+    return Subject(name, module.net, predictor, dataset, datamodule.classes), module
 
 
 def study_name(run_cfg: DictConfig) -> str:

@@ -1,4 +1,4 @@
-"""The albumentations pipeline: random scale, crop and flip of image, mask and boxes."""
+"""The albumentations pipeline: random scale, crop and flip of image and mask."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from segmod.ground.types import IGNORE_INDEX, FloatArray, UInt8Array
+from segmod.ground.types import IGNORE_INDEX, UInt8Array
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
 import albumentations as A
@@ -30,11 +30,7 @@ class RandomWindow(A.DualTransform):  # type: ignore[misc]
         fill: RGB colour of padding. Masks are padded with `IGNORE_INDEX`.
     """
 
-    _targets = (
-        A.core.type_definitions.Targets.IMAGE,
-        A.core.type_definitions.Targets.MASK,
-        A.core.type_definitions.Targets.BBOXES,
-    )
+    _targets = (A.core.type_definitions.Targets.IMAGE, A.core.type_definitions.Targets.MASK)
 
     def __init__(
         self,
@@ -80,30 +76,15 @@ class RandomWindow(A.DualTransform):  # type: ignore[misc]
         """Cut and resize the mask, nearest."""
         return _cut(mask, rows, columns, cv2.INTER_NEAREST_EXACT, IGNORE_INDEX)
 
-    def apply_to_bboxes(self, bboxes: FloatArray, rows: Any, columns: Any, **params: Any) -> FloatArray:
-        """Move boxes, given and returned as fractions of the image's sides."""
-        height, width = params["shape"][:2]
-        moved = bboxes.copy()
-        for axis, length, (start, stop, _) in ((0, width, columns), (1, height, rows)):
-            moved[:, axis:4:2] = (bboxes[:, axis:4:2] * length - start) / (stop - start)
-        return moved
 
-
-def pipeline(window: RandomWindow, hflip: float, boxes: bool) -> A.Compose:
+def pipeline(window: RandomWindow, hflip: float) -> A.Compose:
     """Return ``window`` followed by a horizontal flip.
 
     Args:
         window: the scale and crop.
         hflip: probability of the flip.
-        boxes: whether calls bring ``bboxes``, xyxy in pixels. They are clipped to the crop, and dropped outside it.
     """
-    # What is thinner than half a pixel has been cut away. A pipeline that knows of boxes wants them in every call.
-    params = (
-        A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True, min_width=0.5, min_height=0.5)
-        if boxes
-        else None
-    )
-    return A.Compose([window, A.HorizontalFlip(p=hflip)], bbox_params=params)
+    return A.Compose([window, A.HorizontalFlip(p=hflip)])
 
 
 def reseed(compose: A.Compose, seed: Sequence[int]) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 from torch.utils.data.distributed import DistributedSampler
 
 from segmod.ground.errors import UserError
 from segmod.ground.memory import keep_freed_memory
-from segmod.ground.types import Batch, Sample
+from segmod.ground.types import Batch
 
 _GRACE_SECONDS = 15
 _STARTED: weakref.WeakSet[_BaseDataLoaderIter] = weakref.WeakSet()
@@ -109,23 +109,12 @@ class ResumableLoader(DataLoader[Any]):
             except UserError as error:
                 raise UserError(_own_line(error)) from None
             self._handed_out += 1
-            if self.collate_fn is collate:
-                batch["mask"] = batch["mask"].long()
             yield batch
 
 
 def _own_line(error: UserError) -> str:
     """Return the message without the worker's traceback, which torch puts in front of it."""
     return str(error).rpartition("UserError: ")[2].strip()
-
-
-def collate(samples: list[Sample]) -> dict[str, Any]:
-    """Make a batch whose masks are uint8 until `ResumableLoader` has it in the main process.
-
-    A worker hands batches over in shared memory, whose every page is new; int64 masks would be 40 % of them.
-    """
-    batch: dict[str, Any] = default_collate([{**sample, "mask": sample["mask"].byte()} for sample in samples])
-    return batch
 
 
 def prepare_worker(worker: int) -> None:

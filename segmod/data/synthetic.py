@@ -16,7 +16,7 @@ from PIL import Image
 
 from segmod.data.base import SegmentationDataset, Transform
 from segmod.data.silhouettes import LOOKS, Look
-from segmod.data.transforms import EvalTransform, Normalization
+from segmod.data.transforms import EvalTransform
 from segmod.ground.palettes import VOC_CLASSES, VOC_PALETTE
 from segmod.ground.types import IGNORE_INDEX, FloatArray, UInt8Array
 
@@ -179,7 +179,7 @@ def write_voc_tree(
         (voc / folder).mkdir(parents=True, exist_ok=True)
     names: dict[str, list[str]] = {}
     for split, length in (("train", train), ("val", val)):
-        scenes = SyntheticScenes(split, length, EvalTransform(Normalization.named("raw255")), size, num_classes)
+        scenes = SyntheticScenes(split, length, EvalTransform(), size, num_classes)
         names[split] = [f"{year}_{crc32(name.encode()) % 10**6:06d}" for name in scenes.names]
         for index, name in enumerate(names[split]):
             image, mask = scenes.read(index)

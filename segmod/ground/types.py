@@ -23,8 +23,8 @@ IGNORE_INDEX = 255
 class Sample(TypedDict):
     """One image of a dataset, as the transforms hand it to the collate function."""
 
-    image: Tensor  # float32 (3, H, W), normalised
-    mask: Tensor  # int64 (H, W), IGNORE_INDEX = void
+    image: Tensor  # uint8 (3, H, W), RGB
+    mask: Tensor  # uint8 (H, W), IGNORE_INDEX = void
     name: str  # id of the image, for messages and files
     index: int  # position in the dataset
     box: NotRequired[Tensor]  # float32 (4,) xyxy pixels of the whole image, for crops
@@ -34,8 +34,8 @@ class Sample(TypedDict):
 class Batch(TypedDict):
     """What a module or predictor receives."""
 
-    image: Tensor  # float32 (B, 3, H, W), normalised
-    mask: Tensor  # int64 (B, H, W), IGNORE_INDEX = void; absent truth is all IGNORE_INDEX
+    image: Tensor  # (B, 3, H, W), RGB in 0..255: uint8 from a dataset, floating point once resized
+    mask: Tensor  # uint8 (B, H, W), IGNORE_INDEX = void; absent truth is all IGNORE_INDEX
     name: list[str]
     index: Tensor  # int64 (B,)
     box: NotRequired[Tensor]  # float32 (B, 4) xyxy pixels of the whole image, for crops
@@ -66,18 +66,6 @@ class ProposalSource(Protocol):
         ...
 
 
-class Normaliser(Protocol):
-    """How uint8 RGB becomes the image that a net sees, and back."""
-
-    def normalise(self, rgb: NDArray[np.uint8]) -> Tensor:
-        """Map uint8 (H, W, 3) RGB to float32 (3, H, W)."""
-        ...
-
-    def denormalise(self, image: Tensor) -> NDArray[np.uint8]:
-        """Map a normalised image (3, H, W) back to uint8 (H, W, 3) RGB."""
-        ...
-
-
 def labels_of(scores: Tensor) -> Tensor:
     """Most probable class of each pixel.
 
@@ -90,3 +78,16 @@ def labels_of(scores: Tensor) -> Tensor:
         int64 (B, H, W).
     """
     return scores.max(dim=1).indices
+
+
+def picture_of(image: Tensor) -> UInt8Array:
+    """The picture that an image tensor holds.
+
+    Args:
+        image: (3, H, W), RGB in 0..255, uint8 or floating point, on any device.
+
+    Returns:
+        uint8 (H, W, 3), contiguous.
+    """
+    whole = image.round().clamp(0, 255) if image.is_floating_point() else image
+    return np.ascontiguousarray(whole.byte().permute(1, 2, 0).cpu().numpy())

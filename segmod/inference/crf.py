@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
-from segmod.ground.types import Batch, Normaliser, Predictor
+from segmod.ground.types import Batch, Predictor, picture_of
 from segmod.inference.permutohedral import Permutohedral
 
 
@@ -31,7 +31,6 @@ class CRFPredictor:
 
     Args:
         predictor: Scores the images first.
-        pixels: Gives the colours of a normalised image.
         iterations: Of mean field; this and the rest as in `dense_crf`.
         gaussian_sd: Pixels.
         gaussian_weight: 0 leaves the term out.
@@ -48,7 +47,6 @@ class CRFPredictor:
     def __init__(
         self,
         predictor: Predictor,
-        pixels: Normaliser,
         iterations: int = 10,
         gaussian_sd: float = 3.0,
         gaussian_weight: float = 3.0,
@@ -76,7 +74,6 @@ class CRFPredictor:
             f"inference.gaussian_kernel={gaussian_kernel}: choose lattice or exact",
         )
         self.predictor = predictor
-        self.pixels = pixels
         self.crf = partial(
             dense_crf,
             iterations=iterations,
@@ -92,8 +89,8 @@ class CRFPredictor:
     def __call__(self, net: nn.Module, batch: Batch) -> Tensor:
         """Class probabilities, float32 (B, K, H, W), of ``batch['image']`` (B, 3, H, W)."""
         scores = self.predictor(net, batch)
-        images = (self.pixels.denormalise(image) for image in batch["image"])
-        return torch.stack([self.crf(score, image) for score, image in zip(scores, images, strict=True)])
+        pictures = map(picture_of, batch["image"])
+        return torch.stack([self.crf(score, picture) for score, picture in zip(scores, pictures, strict=True)])
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ class DensePredictor:
     def logits(self, net: nn.Module, batch: Batch) -> Tensor:
         """What the net says before the softmax, float32 (B, K, H, W) at the image's size."""
         image = batch["image"]
-        return resize(net(resize(image, self._shape(image))).float(), (image.shape[-2], image.shape[-1]))
+        return resize(net(resize(image.float(), self._shape(image))).float(), (image.shape[-2], image.shape[-1]))
 
     def _shape(self, image: Tensor) -> tuple[int, int]:
         return (self.size, self.size) if self.size is not None else (image.shape[-2], image.shape[-1])
@@ -37,12 +37,12 @@ def score_at(net: nn.Module, image: Tensor, shape: tuple[int, int]) -> Tensor:
 
     Args:
         net: Maps image (B, 3, h, w) to logits (B, K, h, w).
-        image: float32 (B, 3, H, W), normalised.
+        image: (B, 3, H, W), RGB in 0..255.
         shape: (h, w) the net sees, in pixels.
 
     Returns:
         Probabilities, float32 (B, K, H, W), also where the net runs in half precision.
     """
     # without anti-aliasing, as the training transforms resize
-    logits = net(resize(image, shape))
+    logits = net(resize(image.float(), shape))
     return resize(logits.float().softmax(1), (image.shape[-2], image.shape[-1]))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
-from segmod.ground.types import Batch, Normaliser, Predictor
+from segmod.ground.types import Batch, Predictor
 from segmod.inference.proposals import probabilities_of
 
 
@@ -86,19 +86,15 @@ class TrainedPredictor:
     Args:
         net: The other run's net.
         predictor: How that run scores an image.
-        given: Normalisation of the images in the batch.
-        own: Normalisation that the net was trained on. Images are brought from one to the other by way of the picture.
     """
 
-    def __init__(self, net: nn.Module, predictor: Predictor, given: Normaliser, own: Normaliser) -> None:
+    def __init__(self, net: nn.Module, predictor: Predictor) -> None:
         self.net = net.eval()
         self.predictor = predictor
-        self.given = given
-        self.own = own
 
     def __call__(self, net: nn.Module, batch: Batch) -> Tensor:
         """Class probabilities of the other run's net, float32 (B, K, H, W)."""
-        return self.predictor(self.net, self._prepared(batch))
+        return self.predictor(self._on(batch["image"].device), batch)
 
     def logits(self, net: nn.Module, batch: Batch) -> Tensor:
         """Raw scores of the other run's net, float32 (B, K, H, W).
@@ -111,15 +107,9 @@ class TrainedPredictor:
                 f"inference.combine=score_product needs raw scores, which {type(self.predictor).__name__} of the "
                 "other run does not have: choose combine=mean"
             )
-        return self.predictor.logits(self.net, self._prepared(batch))
+        return self.predictor.logits(self._on(batch["image"].device), batch)
 
-    def _prepared(self, batch: Batch) -> Batch:
-        image = batch["image"]
-        weight = next(self.net.parameters())
-        if weight.device != image.device:
-            self.net.to(image.device)
-        if self.given != self.own:
-            image = torch.stack([self.own.normalise(self.given.denormalise(one)) for one in image])
-        prepared = batch.copy()
-        prepared["image"] = image.to(batch["image"].device, weight.dtype)
-        return prepared
+    def _on(self, device: torch.device) -> nn.Module:
+        if next(self.net.parameters()).device != device:
+            self.net.to(device)
+        return self.net

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
-from segmod.ground.types import IGNORE_INDEX, Batch, Normaliser, ProposalSource
+from segmod.ground.types import IGNORE_INDEX, Batch, ProposalSource, picture_of
 from segmod.nets.ops import resize
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ class ProposalPredictor:
 
     Args:
         proposals: Where the boxes come from.
-        normalization: Of the images in the batch, which the source of the boxes sees as they were.
         max_proposals: Boxes to score, best first; None for all.
         min_side: Boxes whose shorter side has fewer pixels are skipped; 0 or None for none.
         extend: Factor on both sides of a box, about its centre; at least 1.
@@ -53,7 +52,6 @@ class ProposalPredictor:
     def __init__(
         self,
         proposals: ProposalSource,
-        normalization: Normaliser,
         max_proposals: int | None = 50,
         min_side: int | None = 112,
         extend: float = 1.2,
@@ -74,7 +72,6 @@ class ProposalPredictor:
         if aggregate not in ("max", "sum"):
             raise UserError(f"inference.aggregate={aggregate}: choose max or sum")
         self.proposals = proposals
-        self.normalization = normalization
         self.max_proposals = max_proposals
         self.min_side = min_side or 0
         self.extend = extend
@@ -149,8 +146,7 @@ class ProposalPredictor:
         """The boxes of each image; warns once if an image has none."""
         found = []
         for image, mask, name in zip(batch["image"], batch["mask"], batch["name"], strict=True):
-            picture = self.normalization.denormalise(image)
-            labels = mask.cpu().numpy().astype(np.uint8)
+            picture, labels = picture_of(image), mask.cpu().numpy()
             truth = labels if (labels != IGNORE_INDEX).any() else None
             found.append(self.select(self.proposals(name, picture, truth), *picture.shape[:2]))
             if not len(found[-1]) and not self._warned:
@@ -173,14 +169,13 @@ class ProposalPredictor:
             return
         height, width = image.shape[-2:]
         margin = max(0, -int(boxes[:, :2].min()), int((boxes[:, 2:] - (width, height)).max()))
-        black = self.normalization.normalise(np.zeros((1, 1, 3), np.uint8)).to(image)
-        padded = black.expand(3, height + 2 * margin, width + 2 * margin).clone()
+        padded = image.new_zeros(3, height + 2 * margin, width + 2 * margin)
         padded[:, margin : margin + height, margin : margin + width] = image
         for start in range(0, len(boxes), self.batch_size):
             group = boxes[start : start + self.batch_size].tolist()
             crops = [padded[None, :, y1 + margin : y2 + margin, x1 + margin : x2 + margin] for x1, y1, x2, y2 in group]
             # in one expression, so that no scores are held while the next ones are computed
-            self._paste(canvas, net(torch.cat([resize(crop, (self.size, self.size)) for crop in crops])), group)
+            self._paste(canvas, net(torch.cat([resize(crop.float(), (self.size, self.size)) for crop in crops])), group)
 
     def _paste(self, canvas: Tensor, logits: Tensor, boxes: Sequence[tuple[int, int, int, int]]) -> None:
         """Bring the scores of crops (n, K, size, size) to their boxes and put them on a canvas, in place."""

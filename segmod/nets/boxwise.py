@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
+from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import bilinear_kernel, resize
 from segmod.nets.trunk import build_trunk, map_shapes, smallest_side
 
@@ -49,6 +50,7 @@ class SingleSkip(nn.Module):
             whose maps may have any scale.
         upsample: ``bilinear``, or ``tconv`` for transposed 3x3 convolutions of stride 2, which start bilinear.
         weights: Of the backbone: torchvision name, file path, or None for random values.
+        normalise: What the backbone's weights expect of pixels, see `Normalise`.
 
     Shape:
         (B, 3, H, W) -> logits (B, K, H, W), the grid's scores resized to the image.
@@ -69,6 +71,7 @@ class SingleSkip(nn.Module):
         standardise: bool = False,
         upsample: Literal["bilinear", "tconv"] = "bilinear",
         weights: str | None = None,
+        normalise: Normalisation = "imagenet",
     ) -> None:
         super().__init__()
         if boxes < 1 or hidden < 1:
@@ -76,6 +79,7 @@ class SingleSkip(nn.Module):
         if upsample not in ("bilinear", "tconv"):
             raise UserError(f"model.net.upsample={upsample} is neither 'bilinear' nor 'tconv': choose one of them")
         self.num_classes = num_classes
+        self.normalise = Normalise(normalise)
         self.boxes = boxes
         self.top = top
         self.connections = _chosen(connections, taps)
@@ -106,7 +110,7 @@ class SingleSkip(nn.Module):
             UserError: The image is too small for the backbone.
         """
         try:
-            maps: Mapping[str, Tensor] = self.backbone(image)
+            maps: Mapping[str, Tensor] = self.backbone(self.normalise(image))
         except RuntimeError as error:
             if min(image.shape[-2:]) >= self.min_size:
                 raise

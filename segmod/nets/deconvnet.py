@@ -14,6 +14,7 @@ from torchvision.models import VGG16_Weights
 
 from segmod.ground.errors import UserError
 from segmod.nets.backbones import initialise, scaled
+from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import recompute
 from segmod.nets.weights import load_backbone_weights
 
@@ -58,6 +59,7 @@ class DeconvNet(nn.Module):
         width: Factor on every number of channels; 1 is the paper's net.
         checkpointing: Compute the maps between poolings again in the backward pass rather than keep them: the same
             gradients with less memory, for about a third more time.
+        normalise: What the weights expect of pixels, see `Normalise`.
 
     Shape:
         (B, 3, H, W) -> logits (B, K, H, W), for any H and W from 1 on.
@@ -67,10 +69,16 @@ class DeconvNet(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, weights: str | None = None, width: float = 1.0, checkpointing: bool = False
+        self,
+        num_classes: int,
+        weights: str | None = None,
+        width: float = 1.0,
+        checkpointing: bool = False,
+        normalise: Normalisation = "imagenet",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.normalise = Normalise(normalise)
         self.checkpointing = checkpointing
         convs, deconvs = ([[scaled(n, width) for n in level] for level in part] for part in (_CONV, _DECONV))
         inputs = [3, *(level[-1] for level in convs)]  # channels of the image and of each pooling
@@ -105,7 +113,7 @@ class DeconvNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, H, W) of an image (B, 3, H, W)."""
         height, width = image.shape[2:]
-        x = F.pad(image, (0, _missing(width), 0, _missing(height)))
+        x = F.pad(self.normalise(image), (0, _missing(width), 0, _missing(height)))
         if self.training and len(x) == 1 and tuple(x.shape[2:]) == (_SIDE, _SIDE):
             raise UserError(
                 "DeconvNet cannot train on a single crop, for batch norm then has one value a channel after fc6: "

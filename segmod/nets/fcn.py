@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
 from segmod.nets.backbones import VGG16
+from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import BilinearUpsample, crop
 
 # Where the reference nets crop: the first row and column kept, in pixels of the map that is cropped
@@ -36,6 +37,7 @@ class FCN(nn.Module):
         padding: ``border`` for the paper's 100 pixels around the image, ``same`` for none.
         learn_upsample: Train the upsampling kernels; the authors found no significant difference.
         width: Factor on the backbone's numbers of channels; 1 is the paper's net.
+        normalise: What the weights expect of pixels, see `Normalise`.
 
     Shape:
         (B, 3, H, W) -> logits (B, K, H, W), for any H and W from 1 on.
@@ -50,6 +52,7 @@ class FCN(nn.Module):
         padding: Literal["border", "same"] = "border",
         learn_upsample: bool = False,
         width: float = 1.0,
+        normalise: Normalisation = "imagenet",
     ) -> None:
         super().__init__()
         if stride not in _CROP_IMAGE:
@@ -57,6 +60,7 @@ class FCN(nn.Module):
         if padding not in ("border", "same"):
             raise UserError(f"model.net.padding={padding} is neither 'border' nor 'same': choose one of them")
         self.num_classes = num_classes
+        self.normalise = Normalise(normalise)
         self.stride = stride
         self.border = padding == "border"
         self.scale_pool4, self.scale_pool3 = (0.01, 0.0001) if at_once else (1.0, 1.0)
@@ -73,7 +77,7 @@ class FCN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, H, W) of an image (B, 3, H, W)."""
-        pool3, pool4, fc7 = self.backbone(image)
+        pool3, pool4, fc7 = self.backbone(self.normalise(image))
         scores = self.score_fr(fc7)  # stride 32
         if self.stride <= 16:
             skip = self.score_pool4(pool4 * self.scale_pool4)

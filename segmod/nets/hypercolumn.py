@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmod.nets.backbones import TappedBackbone
+from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import classify_resized, resize
 from segmod.nets.weights import load_backbone_weights
 
@@ -40,6 +41,7 @@ class Hypercolumn(nn.Module):
             the image (50 in the paper); None for every pixel of the image.
         score_relu: Put a ReLU on the class scores, as one public reimplementation does.
         freeze_backbone: Keep the backbone as it is: no gradients, and batch norm in evaluation mode.
+        normalise: What the backbone's weights expect of pixels, see `Normalise`.
     """
 
     mean: Tensor
@@ -56,9 +58,11 @@ class Hypercolumn(nn.Module):
         grid_out: int | None = None,
         score_relu: bool = False,
         freeze_backbone: bool = True,
+        normalise: Normalisation = "imagenet",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.normalise = Normalise(normalise)
         self.align_corners = align_corners
         self.grid = grid
         self.grid_out = grid_out
@@ -111,10 +115,11 @@ class Hypercolumn(nn.Module):
         """
         size = torch.tensor(image.shape[-2:], device=points.device)
         centred = 2 * points / (size - 1).clamp_min(1) - 1 if self.align_corners else (2 * points + 1) / size - 1
-        where = centred.flip(-1).unsqueeze(1).to(image.dtype)  # (B, 1, P, 2), column before row
+        taps = self._taps(image)
+        where = centred.flip(-1).unsqueeze(1).to(taps[0].dtype)  # (B, 1, P, 2), column before row
         columns = [
             F.grid_sample(tap, where, mode="bilinear", padding_mode="border", align_corners=self.align_corners)
-            for tap in self._taps(image)
+            for tap in taps
         ]
         return torch.cat(columns, dim=1).squeeze(2).transpose(1, 2)
 
@@ -151,7 +156,7 @@ class Hypercolumn(nn.Module):
 
     def _taps(self, image: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            maps: list[Tensor] = self.backbone(image)
+            maps: list[Tensor] = self.backbone(self.normalise(image))
         return maps
 
     def _score_maps(self, taps: list[Tensor], size: tuple[int, int]) -> Tensor:

@@ -15,6 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from segmod.ground.errors import UserError
 from segmod.nets.backbones import initialise, scaled
+from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import recompute, resize
 from segmod.nets.weights import load_backbone_weights
 
@@ -121,6 +122,7 @@ class DeepFeaturePyramid(nn.Module):
         width: Factor on the channels of layer1 to layer4; 1 is the paper's net.
         checkpointing: Train with less memory and about a third more time: maps within the residual blocks are computed
             again for the gradient.
+        normalise: What the backbone's weights expect of pixels, see `Normalise`.
 
     Shape:
         (B, 3, H, W) -> logits (B, K, H, W), as long as no scale leaves an empty map.
@@ -138,6 +140,7 @@ class DeepFeaturePyramid(nn.Module):
         weights: str | None = None,
         width: float = 1.0,
         checkpointing: bool = False,
+        normalise: Normalisation = "imagenet",
     ) -> None:
         super().__init__()
         if depth not in range(STAGES + 1):
@@ -149,6 +152,7 @@ class DeepFeaturePyramid(nn.Module):
         if encoder not in ("1x1_3x3", "1x1"):
             raise UserError(f"model.net.encoder={encoder} is neither 1x1_3x3 nor 1x1: choose one of them")
         self.num_classes = num_classes
+        self.normalise = Normalise(normalise)
         self.depth = depth
         self.scales = tuple(scales) if depth else (1.0,)
         self.fusion = fusion
@@ -169,7 +173,7 @@ class DeepFeaturePyramid(nn.Module):
         """
         height, width = image.shape[2:]
         grid = (-(-height // 2**STAGES), -(-width // 2**STAGES))  # what S1 to S5 make of the image at scale 1
-        maps = self.backbone(image, last=STAGES - self.depth)
+        maps = self.backbone(self.normalise(image), last=STAGES - self.depth)
         if self.fusion == "max":
             branches = [self._resize(self._branch(maps, scale), grid) for scale in self.scales]
             scores = self.score(reduce(torch.maximum, branches))

@@ -64,7 +64,7 @@ class Activations:
             crop = np.asarray(cv2.resize(cut(image, window, 0), side, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
             own = cut((numbered == largest.number).astype(np.float32), window, 0)
             device = next(subject.net.parameters()).device
-            maps = subject.net.activations(subject.normalization.normalise(crop)[None].to(device))  # type: ignore[operator]
+            maps = subject.net.activations(torch.from_numpy(crop).permute(2, 0, 1)[None].to(device))  # type: ignore[operator]
             tiles = [crop]
             for name, tensor in maps.items():
                 positive = tensor[0].float().clamp(min=0).cpu()

@@ -28,6 +28,7 @@ class SkipNet(Protocol):
     boxes: int
     top: str
     connections: tuple[str, ...]
+    normalise: nn.Module
     backbone: nn.Module
 
     def forward_parts(self, image: Tensor) -> dict[str, Tensor]:
@@ -62,7 +63,7 @@ def layers_of(net: SkipNet) -> tuple[str, ...]:
 
 def squashed(batch: Batch, side: int | None) -> Tensor:
     """The image of a batch as the net sees it, (1, 3, side, side)."""
-    return resize(batch["image"], (side, side)) if side is not None else batch["image"]
+    return resize(batch["image"].float(), (side, side)) if side is not None else batch["image"].float()
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------
@@ -269,7 +270,7 @@ def responses(z: Tensor, truth: Tensor, present: Sequence[int]) -> Responses | N
 
 
 def _layer_of(net: SkipNet, layer: str) -> Callable[[Tensor], Tensor]:
-    return lambda image: cast(Tensor, net.backbone(image)[layer])
+    return lambda image: cast(Tensor, net.backbone(net.normalise(image))[layer])
 
 
 def _z_of(net: SkipNet, layer: str) -> Callable[[Tensor], Tensor]:

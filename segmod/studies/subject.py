@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import nn
+from torch.utils.data import default_collate
 
 from segmod.data.base import SegmentationDataset
-from segmod.data.order import collate
-from segmod.data.transforms import Normalization
 from segmod.ground.errors import UserError
-from segmod.ground.types import Batch, Predictor, labels_of
+from segmod.ground.types import Batch, Predictor, labels_of, picture_of
 
 Row = Mapping[str, Any]
 """One line of a study's table."""
@@ -41,7 +40,6 @@ class Subject:
         net: Trained, in evaluation mode, on the device where it computes.
         predictor: How the run scores a whole image.
         dataset: Whole images with their truth, not augmented.
-        normalization: Of the images.
         classes: Names of the classes in the order of their labels.
     """
 
@@ -49,19 +47,18 @@ class Subject:
     net: nn.Module
     predictor: Predictor
     dataset: SegmentationDataset
-    normalization: Normalization
     classes: Sequence[str]
 
     def batch(self, index: int) -> Batch:
         """One image of the split as a batch on the device of the net."""
-        batch = cast(Batch, collate([self.dataset[index]]))
+        batch = cast(Batch, default_collate([self.dataset[index]]))
         device = next(self.net.parameters()).device
-        batch["image"], batch["mask"] = batch["image"].to(device), batch["mask"].to(device).long()
+        batch["image"], batch["mask"] = batch["image"].to(device), batch["mask"].to(device)
         return batch
 
     def picture(self, batch: Batch) -> NDArray[np.uint8]:
         """The image of a batch, uint8 (H, W, 3), RGB."""
-        return self.normalization.denormalise(batch["image"][0])
+        return picture_of(batch["image"][0])
 
     def systems(self, against: Predictor | None, name: str) -> dict[str, Predictor]:
         """The run's own way of scoring an image, and the one it is compared with, by name."""

@@ -95,7 +95,7 @@ class BoxwiseModule(SegmentationModule):
         image, mask = batch["image"], batch["mask"]
         if self.side is not None:
             size = (self.side, self.side)
-            image, mask = resize(image, size), nearest(mask, size)
+            image, mask = resize(image.float(), size), nearest(mask, size)
         # a predictor of several passes has no single answer for a box
         logits = self._seen[0] if len(self._seen) == 1 else self.box_net.forward_boxes(image)
         self.box_metrics.update(labels_of(logits), self._labels(mask))
@@ -116,7 +116,7 @@ class BoxwiseModule(SegmentationModule):
         self.log_dict({k: float("nan") if v is None else v for k, v in self.further.items()}, batch_size=1)
 
     def _labels(self, mask: Tensor) -> Tensor:
-        return box_labels(mask, self.box_net.boxes, self.targets)
+        return box_labels(mask.long(), self.box_net.boxes, self.targets)
 
 
 class _Recorder(nn.Module):

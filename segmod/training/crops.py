@@ -88,7 +88,6 @@ class BoxCropDataModule(L.LightningDataModule):
         self.include_objects = include_objects
         self.num_classes = images.num_classes
         self.classes = images.classes
-        self.normalization = images.normalization
         self._found: dict[str, Boxes] = {}
         self.train_dataset: BoxCrops | None = None
         self.val_dataset: BoxCrops | None = None
@@ -122,7 +121,7 @@ class BoxCropDataModule(L.LightningDataModule):
             if self.val_crops is not None:
                 # of the boxes alone, so that runs with other seeds are compared on the same crops
                 boxes = boxes[np.sort(np.random.default_rng(0).permutation(len(boxes))[: self.val_crops])]
-            transform = EvalTransform(self.normalization, self.images.squash, self.images.crop_size)
+            transform = EvalTransform(self.images.squash, self.images.crop_size)
             self.val_dataset = self._crops(self.images.val_split, boxes, transform)
 
     def train_dataloader(self) -> ResumableLoader:

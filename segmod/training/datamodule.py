@@ -11,8 +11,8 @@ from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
 from segmod.data.base import SegmentationDataset, Transform
-from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, collate, cores, prepare_worker
-from segmod.data.transforms import EvalTransform, Normalization, TrainTransform
+from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, cores, prepare_worker
+from segmod.data.transforms import EvalTransform, TrainTransform
 from segmod.ground.errors import require, whole
 from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.types import Sample
@@ -39,7 +39,6 @@ class SegmentationDataModule(LightningDataModule):
         eval_squash: squash validation images and masks too, so that metrics are those of the small masks.
         hflip: probability of a horizontal flip.
         pad: colour of padding, ``mean`` or ``black``.
-        norm: normalisation profile: ``imagenet``, ``caffe`` or ``raw255``.
         void_as_background: train and evaluate void pixels as background.
         crops: makes of this the datamodule that a run trains on, such as `BoxCropDataModule`; None for this itself.
             Evaluation is of whole images all the same.
@@ -64,19 +63,17 @@ class SegmentationDataModule(LightningDataModule):
         eval_squash: bool = False,
         hflip: float = 0.5,
         pad: str = "mean",
-        norm: str = "imagenet",
         void_as_background: bool = False,
         crops: Callable[[SegmentationDataModule], LightningDataModule] | None = None,
     ) -> None:
         super().__init__()
-        self.normalization = Normalization.named(norm)
         require(whole(batch_size, 1), f"data.batch_size={batch_size}: must be a whole number of at least 1")
         require(num_workers is None or whole(num_workers, 0), f"data.num_workers={num_workers}: must be 0 or more")
         require(whole(seed, 0), f"data.seed={seed}: must be a whole number of at least 0")
         require(not eval_squash or squash is not None, "data.eval_squash=true: set data.squash to the size as well")
-        self.train_transform = TrainTransform(self.normalization, crop_size, scale, short_side, squash, hflip, pad)
+        self.train_transform = TrainTransform(crop_size, scale, short_side, squash, hflip, pad)
         self._one_size = self.train_transform.gives_one_size(self.one_size)
-        self.eval_transform = EvalTransform(self.normalization, squash if eval_squash else None)
+        self.eval_transform = EvalTransform(squash if eval_squash else None)
         self.num_classes = num_classes
         self.classes: tuple[str, ...] = VOC_CLASSES[:num_classes]
         self.train_split = train_split
@@ -164,7 +161,6 @@ class SegmentationDataModule(LightningDataModule):
             dataset,
             batch_size=batch_size,
             sampler=order,
-            collate_fn=collate,
             drop_last=isinstance(order, TrainingOrder),
             num_workers=workers,
             persistent_workers=persistent and workers > 0,

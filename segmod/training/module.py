@@ -74,7 +74,7 @@ class SegmentationModule(L.LightningModule):
 
     def compute_loss(self, batch: Batch) -> Tensor:
         """Loss of one training batch, a scalar."""
-        loss: Tensor = self.loss(self.net(batch["image"]), batch["mask"])
+        loss: Tensor = self.loss(self.net(batch["image"]), batch["mask"].long())
         return loss
 
     def predict_scores(self, batch: Batch) -> Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmod import viz
-from segmod.ground.types import IGNORE_INDEX, Batch
+from segmod.ground.types import IGNORE_INDEX, Batch, picture_of
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,13 @@ def examples(trainer: L.Trainer, labels: Tensor, batch: Batch, count: int) -> It
         batch: What they were predicted from.
         count: Images to draw.
     """
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     for i, (index, name) in enumerate(zip(batch["index"].tolist(), batch["name"], strict=True)):
         if index < count:
-            truth = batch["mask"][i].cpu().numpy().astype(np.uint8)
+            truth = batch["mask"][i].cpu().numpy()
             yield Example(
                 index=index,
                 name=name,
-                image=datamodule.normalization.denormalise(batch["image"][i].cpu()),
+                image=picture_of(batch["image"][i]),
                 truth=truth if (truth != IGNORE_INDEX).any() else None,
                 prediction=labels[i].cpu().numpy().astype(np.uint8),
             )

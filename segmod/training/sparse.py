@@ -153,7 +153,6 @@ class PointsDataModule(L.LightningDataModule):
         self.module = module
         self.num_classes: int = images.num_classes
         self.classes: tuple[str, ...] = images.classes
-        self.normalization = images.normalization
 
     def prepare_data(self) -> None:
         """Prepare the images."""
@@ -226,7 +225,7 @@ def draw_points(mask: Tensor, points_per_class: int, seed: Sequence[int]) -> tup
     """Draw pixels of each class present in a mask, with replacement.
 
     Args:
-        mask: int64 (H, W); void pixels are never drawn.
+        mask: uint8 (H, W); void pixels are never drawn.
         points_per_class: Pixels a class.
         seed: What the draw depends on.
 

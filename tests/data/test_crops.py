@@ -8,10 +8,9 @@ from segmod.data.base import SegmentationDataset
 from segmod.data.boxes import Boxes, BoxFinder, object_boxes, overlapping
 from segmod.data.crops import BoxCrops, CropOrder, cut, enlarge
 from segmod.data.instances import Instance
-from segmod.data.transforms import EvalTransform, Normalization, TrainTransform
+from segmod.data.transforms import EvalTransform, TrainTransform
 
-RAW = Normalization.named("raw255")
-PLAIN = EvalTransform(RAW)
+PLAIN = EvalTransform()
 
 
 class Scenes(SegmentationDataset):
@@ -135,7 +134,7 @@ def test_only_the_object_of_the_crop_keeps_its_class(drawn):
     # The cat's box, 8 x 8 at (4, 4), doubled: 16 x 16 at (0, 0). The cat fills rows and columns 4..11; the void row is
     # row 12, columns 4..15; the dog, columns 12..15, is background.
     cat = crops(Scenes(drawn=drawn))[0]
-    expected = torch.zeros(16, 16, dtype=torch.int64)
+    expected = torch.zeros(16, 16, dtype=torch.uint8)
     expected[4:12, 4:12], expected[12, 4:] = 8, 255
     assert torch.equal(cat["mask"], expected)
     assert cat["label"] == 8
@@ -174,7 +173,7 @@ def test_void_as_background_leaves_padding_void():
 
 
 def test_augmentation_depends_on_seed_epoch_index_and_copy():
-    transform = TrainTransform(RAW, crop_size=8, squash=10)
+    transform = TrainTransform(crop_size=8, squash=10)
     images = Scenes()
     images.read = lambda index: (  # type: ignore[method-assign]
         np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8),
@@ -193,12 +192,12 @@ def test_augmentation_depends_on_seed_epoch_index_and_copy():
 
 
 def test_training_crops_and_the_centre_crops_of_validation():
-    sample = crops(Scenes(), transform=EvalTransform(RAW, squash=32, centre=28))[0]
+    sample = crops(Scenes(), transform=EvalTransform(squash=32, centre=28))[0]
     # the crop of 16 pixels doubled: the cat in rows and columns 8..23 of 32, 6..21 of the 28 in the middle
     assert sample["mask"].shape == (28, 28)
     assert (sample["mask"][6:22, 6:22] == 8).all()
     assert (sample["mask"] == 8).sum() == 256
-    assert crops(Scenes(), transform=TrainTransform(RAW, crop_size=28, squash=32))[0]["image"].shape == (3, 28, 28)
+    assert crops(Scenes(), transform=TrainTransform(crop_size=28, squash=32))[0]["image"].shape == (3, 28, 28)
 
 
 # -- the cache -------------------------------------------------------------------------------------------------------

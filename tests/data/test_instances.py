@@ -9,12 +9,12 @@ from scipy.io import savemat
 
 from segmod.data.instances import Instance, find_instances
 from segmod.data.synthetic import SyntheticScenes, write_voc_tree
-from segmod.data.transforms import EvalTransform, Normalization
+from segmod.data.transforms import EvalTransform
 from segmod.data.voc import VOCSegmentation
 from segmod.ground.errors import UserError
 from segmod.ground.types import IGNORE_INDEX
 
-PLAIN = EvalTransform(Normalization.named("raw255"))
+PLAIN = EvalTransform()
 
 
 def mask_of(*rectangles: tuple[int, int, int, int, int], size: tuple[int, int] = (20, 30)) -> np.ndarray:

@@ -12,11 +12,11 @@ import pytest
 from segmod.data.making import jobs_of, make_proposals, over_images
 from segmod.data.stored import StoredProposals
 from segmod.data.synthetic import SyntheticScenes, write_voc_tree
-from segmod.data.transforms import EvalTransform, Normalization
+from segmod.data.transforms import EvalTransform
 from segmod.data.voc import VOCSegmentation
 from segmod.ground.errors import UserError
 
-PLAIN = EvalTransform(Normalization.named("raw255"))
+PLAIN = EvalTransform()
 
 
 class Slow(StoredProposals):

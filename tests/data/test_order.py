@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, collate
+from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder
 from segmod.data.synthetic import SyntheticScenes
-from segmod.data.transforms import Normalization, TrainTransform
+from segmod.data.transforms import TrainTransform
 from segmod.ground.errors import UserError
 
 SIZE = 11
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:User
 
 
 def loader(workers: int, batch_size: int = 2, rank: int = 0, world_size: int = 1) -> ResumableLoader:
-    transform = TrainTransform(Normalization.named("imagenet"), crop_size=24, scale=(0.5, 2.0))
+    transform = TrainTransform(crop_size=24, scale=(0.5, 2.0))
     scenes = SyntheticScenes("train", SIZE, transform, size=(32, 32), seed=7)
     return ResumableLoader(
         scenes,
@@ -130,7 +130,7 @@ class Unreadable(SyntheticScenes):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_user_error_of_a_worker_is_one_line(workers):
-    bad = Unreadable("train", SIZE, TrainTransform(Normalization.named("imagenet")))
+    bad = Unreadable("train", SIZE, TrainTransform())
     with pytest.raises(UserError) as caught:
         list(ResumableLoader(bad, batch_size=1, num_workers=workers))
     assert str(caught.value) == "scene 0: is damaged; mend it"
@@ -140,9 +140,7 @@ def test_a_loader_draws_nothing_from_the_global_generator_when_given_its_own():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    own: DataLoader = ResumableLoader(
-        SyntheticScenes("train", 2, TrainTransform(Normalization.named("imagenet"))), generator=torch.Generator()
-    )
+    own: DataLoader = ResumableLoader(SyntheticScenes("train", 2, TrainTransform()), generator=torch.Generator())
     list(own)
     assert torch.equal(torch.rand(1), expected)
 
@@ -171,10 +169,11 @@ def test_importing_the_transforms_asks_no_network():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_masks_packed_for_the_way_arrive_whole(workers):
-    scenes = SyntheticScenes("train", 2, TrainTransform(Normalization.named("imagenet"), hflip=0))
-    (batch,) = ResumableLoader(scenes, batch_size=2, num_workers=workers, collate_fn=collate)
-    assert batch["mask"].dtype == torch.int64
+def test_images_and_masks_arrive_as_they_are(workers):
+    scenes = SyntheticScenes("train", 2, TrainTransform(hflip=0))
+    (batch,) = ResumableLoader(scenes, batch_size=2, num_workers=workers)
+    assert batch["image"].dtype == batch["mask"].dtype == torch.uint8
+    assert torch.equal(batch["image"], torch.stack([scenes[0]["image"], scenes[1]["image"]]))
     assert torch.equal(batch["mask"], torch.stack([scenes[0]["mask"], scenes[1]["mask"]]))
     assert 255 in batch["mask"]
 

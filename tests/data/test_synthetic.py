@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from segmod.data.synthetic import SyntheticScenes
-from segmod.data.transforms import EvalTransform, Normalization
+from segmod.data.transforms import EvalTransform
 from segmod.ground.types import IGNORE_INDEX
 
-PLAIN = EvalTransform(Normalization.named("raw255"))
+PLAIN = EvalTransform()
 
 
 def test_scenes_depend_on_seed_split_and_index_alone():

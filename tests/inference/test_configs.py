@@ -26,27 +26,20 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize("model", ["deconvnet", "fcn8s"])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_into_valid_arguments(option: str, model: str) -> None:
-    cfg = composed(f"inference={option}", f"model={model}", "data=voc", "data.norm=caffe")
+    cfg = composed(f"inference={option}", f"model={model}", "data=voc")
     check(OmegaConf.to_container(cfg.model, resolve=True), "model")
-    text = OmegaConf.to_yaml(cfg.inference, resolve=True)
-    assert "imagenet" not in text
-    assert text.count("profile: caffe") + text.count("norm: caffe") == {
-        "crf": 1, "proposals": 1, "proposals_crf": 2, "ensemble": 2, "ensemble_crf": 3,
-    }.get(option, 0)  # fmt: skip
 
 
 @pytest.mark.parametrize("option", ["proposals", "proposals_crf"])
 def test_proposals_are_built(option: str, tmp_path: Path) -> None:
     from segmod.data.proposals import GridBoxes
-    from segmod.data.transforms import Normalization
     from segmod.inference.proposals import ProposalPredictor
 
-    cfg = composed(f"inference={option}", "proposals=grid", "model=deconvnet", "data=voc", "data.norm=caffe")
+    cfg = composed(f"inference={option}", "proposals=grid", "model=deconvnet", "data=voc")
     predictor = instantiate(cfg, "inference")
     predictor = predictor if option == "proposals" else predictor.predictor
     assert isinstance(predictor, ProposalPredictor)
     assert isinstance(predictor.proposals, GridBoxes)
-    assert predictor.normalization == Normalization.named("caffe")
     # the paper: the 50 best, enlarged 1.2 times, the maximum of their scores
     assert (predictor.max_proposals, predictor.extend, predictor.aggregate, predictor.size) == (50, 1.2, "max", 224)
 

@@ -31,16 +31,6 @@ class Fixed:
         return self.scores
 
 
-class Raw:
-    """Images are their own pixels."""
-
-    def normalise(self, rgb: np.ndarray) -> Tensor:
-        return torch.from_numpy(rgb).permute(2, 0, 1).float()
-
-    def denormalise(self, image: Tensor) -> np.ndarray:
-        return image.permute(1, 2, 0).byte().numpy()
-
-
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 30, (height, width, 3)).astype(np.uint8)
 
@@ -272,13 +262,13 @@ def test_predictor_scores_each_image_of_a_batch_by_its_own_pixels() -> None:
     first, second = picture(6, 7, 1), picture(6, 7, 2)
     scores = torch.stack([distributions(3, 6, 7, seed) for seed in (3, 4)])
     batch: Batch = {
-        "image": torch.stack([Raw().normalise(first), Raw().normalise(second)]),
+        "image": torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in (first, second)]),
         "mask": torch.full((2, 6, 7), 255),
         "name": ["a", "b"],
         "index": torch.arange(2),
     }
     settings = {"iterations": 2, "bilateral_sd": 5.0, "gaussian_weight": 0.5, "normalization": "symmetric"}
-    result = CRFPredictor(Fixed(scores), Raw(), **settings)(nn.Identity(), batch)  # type: ignore[arg-type]
+    result = CRFPredictor(Fixed(scores), **settings)(nn.Identity(), batch)  # type: ignore[arg-type]
     expected = [dense_crf(s, image, **settings) for s, image in zip(scores, (first, second), strict=True)]  # type: ignore[arg-type]
     assert torch.equal(result, torch.stack(expected))
 
@@ -301,7 +291,7 @@ def test_half_precision_around_it_changes_nothing(gaussian_kernel: str) -> None:
 )  # fmt: skip
 def test_impossible_settings_name_the_key(key: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"inference\.{key}"):
-        CRFPredictor(Fixed(torch.ones(1)), Raw(), **{key: value})  # type: ignore[arg-type]
+        CRFPredictor(Fixed(torch.ones(1)), **{key: value})  # type: ignore[arg-type]
 
 
 def test_image_of_another_size_is_refused() -> None:

@@ -12,13 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segmod.data.transforms import Normalization
 from segmod.ground.errors import UserError
 from segmod.ground.types import Batch
 from segmod.inference.proposals import ProposalPredictor
-
-RAW = Normalization.named("raw255")
-IMAGENET = Normalization.named("imagenet")
+from segmod.nets.normalise import Normalise
 
 
 class Boxes:
@@ -52,9 +49,9 @@ class Scripted(nn.Module):
         return rows[:, :, None, None].expand(-1, -1, *image.shape[-2:])
 
 
-def batch_of(*pictures: NDArray[np.uint8], normalization: Normalization = RAW) -> Batch:
-    image = torch.stack([normalization.normalise(picture) for picture in pictures])
-    mask = torch.full((len(image), *image.shape[-2:]), 255)
+def batch_of(*pictures: NDArray[np.uint8]) -> Batch:
+    image = torch.stack([torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures])
+    mask = torch.full((len(image), *image.shape[-2:]), 255, dtype=torch.uint8)
     return {"image": image, "mask": mask, "name": [f"x{i}" for i in range(len(image))], "index": torch.arange(1)}
 
 
@@ -66,9 +63,9 @@ def scene(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def predictor(source: Boxes, normalization: Normalization = RAW, **keys: Any) -> ProposalPredictor:
+def predictor(source: Boxes, **keys: Any) -> ProposalPredictor:
     given: dict[str, Any] = {"min_side": 0, "extend": 1.0, "size": 4} | keys
-    return ProposalPredictor(source, normalization, **given)
+    return ProposalPredictor(source, **given)
 
 
 # columns 0 to 2 in the first box, 2 to 4 in the second, 2 in the third, 5 in none
@@ -129,16 +126,15 @@ def test_boxes_outside_the_image_are_clipped_or_left_out() -> None:
     assert predictor(Boxes(), extend=1.2).select(boxes, 20, 20).tolist() == [[-1, -1, 11, 11]]
 
 
-def test_a_crop_beyond_the_image_shows_black_before_the_mean_is_subtracted() -> None:
+def test_a_crop_beyond_the_image_shows_black() -> None:
     picture = np.full((8, 8, 3), 200, np.uint8)
     net = Scripted([[1.0, 2.0]])
     # sides 4 enlarged to 8 about (2, 4): x from -2 to 6; the crop of 8 pixels is shown to the net as it is
-    batch = batch_of(picture, normalization=IMAGENET)
-    canvas = predictor(Boxes((0, 2, 4, 6, 1)), IMAGENET, extend=2.0, size=8).logits(net, batch)
+    batch = batch_of(picture)
+    canvas = predictor(Boxes((0, 2, 4, 6, 1)), extend=2.0, size=8).logits(net, batch)
     expected = picture.copy()
     expected[:, :2] = 0
-    torch.testing.assert_close(net.crops[0], IMAGENET.normalise(expected))
-    assert not torch.equal(net.crops[0][:, 0, 0], torch.zeros(3))
+    assert torch.equal(net.crops[0], torch.from_numpy(expected).permute(2, 0, 1).float())
     # and its scores lie on the canvas in columns 0 to 5
     assert (canvas[0, 1, :, :6] == 2).all()
     assert (canvas[0, :, :, 6:] == 0).all()
@@ -148,14 +144,13 @@ def reference(
     net: nn.Module,
     picture: NDArray[np.uint8],
     boxes: NDArray[np.int64],
-    normalization: Normalization,
     size: int,
     how: str,
 ) -> NDArray[np.float32]:
     """One crop at a time, resized by OpenCV as the training crops are; every map is kept until the end."""
     height, width = picture.shape[:2]
     around = cv2.copyMakeBorder(picture, height, height, width, width, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-    around = normalization.normalise(around).numpy().transpose(1, 2, 0)
+    around = around.astype(np.float32)
     maps = []
     for x1, y1, x2, y2 in boxes.tolist():
         crop = cv2.resize(around[y1 + height : y2 + height, x1 + width : x2 + width], (size, size))
@@ -173,7 +168,7 @@ def reference(
 @pytest.mark.parametrize("square", [False, True])
 def test_equals_single_crops_that_keep_all_maps(how: str, square: bool) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1)).eval()
+    net = nn.Sequential(Normalise(), nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1)).eval()
     net.num_classes = 5  # type: ignore[assignment]
     picture = scene(47, 61)
     random = np.random.default_rng(1)
@@ -182,20 +177,20 @@ def test_equals_single_crops_that_keep_all_maps(how: str, square: bool) -> None:
     boxes = np.concatenate([corners, corners + random.uniform(12, 30, (17, 2)), random.uniform(0, 1, (17, 1))], 1)
     source = Boxes(*map(tuple, boxes))
     options: dict[str, Any] = {"extend": 1.2, "square": square, "size": 24, "aggregate": how, "min_side": 20}
-    first = predictor(source, IMAGENET, batch_size=1, **options)
+    first = predictor(source, batch_size=1, **options)
     chosen = first.select(source.boxes, 47, 61)
     assert chosen.min() < 0
     assert chosen[:, 2].max() > 61
     assert 5 < len(chosen) < 17
-    batch = batch_of(picture, normalization=IMAGENET)
+    batch = batch_of(picture)
     canvas = first.logits(net, batch)
-    expected = reference(net, picture, chosen, IMAGENET, 24, how)
+    expected = reference(net, picture, chosen, 24, how)
     torch.testing.assert_close(canvas[0], torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
     for batch_size in (4, 50):
-        other = predictor(source, IMAGENET, batch_size=batch_size, **options).logits(net, batch)
+        other = predictor(source, batch_size=batch_size, **options).logits(net, batch)
         torch.testing.assert_close(other, canvas, atol=1e-5, rtol=1e-5)
     turned = Boxes(*[(*box[:4], 1 - box[4]) for box in boxes])  # the other way round
-    other = predictor(turned, IMAGENET, batch_size=4, **options).logits(net, batch)
+    other = predictor(turned, batch_size=4, **options).logits(net, batch)
     torch.testing.assert_close(other, canvas, atol=1e-5, rtol=1e-5)
 
 
@@ -205,29 +200,28 @@ def test_float32_whatever_the_net_answers_and_under_autocast() -> None:
     summed = predictor(source, aggregate="sum").logits(halves, batch_of(black(4, 4)))
     # bfloat16 has 8 bits: there the sum would be 1
     torch.testing.assert_close(summed[0, 1], torch.full((4, 4), 1 + 2.0**-9), rtol=0, atol=0)
-    net = nn.Conv2d(3, 5, 1)
+    net = nn.Sequential(Normalise(), nn.Conv2d(3, 5, 1))
     net.num_classes = 5  # type: ignore[assignment]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = predictor(source, IMAGENET)(net, batch_of(scene(5, 6), normalization=IMAGENET))
+        scores = predictor(source)(net, batch_of(scene(5, 6)))
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.sum(1), torch.ones(1, 5, 6))
 
 
-def test_a_net_in_half_precision_gets_half_precision() -> None:
-    net = nn.Conv2d(3, 5, 1).bfloat16()
+def test_a_net_in_half_precision_is_scored_in_float32() -> None:
+    net = nn.Sequential(Normalise(), nn.Conv2d(3, 5, 1)).bfloat16()
     net.num_classes = 5  # type: ignore[assignment]
-    batch = batch_of(scene(5, 6), normalization=IMAGENET)
-    batch["image"] = batch["image"].bfloat16()
-    assert predictor(Boxes((0, 0, 9, 9, 1)), IMAGENET)(net, batch).dtype == torch.float32
+    batch = batch_of(scene(5, 6))
+    assert predictor(Boxes((0, 0, 9, 9, 1)))(net, batch).dtype == torch.float32
 
 
 def test_the_source_sees_the_picture_and_the_truth_where_there_is_one() -> None:
     pictures = scene(5, 6, 1), scene(5, 6, 2)
-    batch = batch_of(*pictures, normalization=IMAGENET)
+    batch = batch_of(*pictures)
     batch["mask"][1, 0, 0] = 3
     source = Boxes((0, 0, 4, 4, 1))
     net = Scripted([[0.0, 1.0], [0.0, 7.0]])
-    canvas = predictor(source, IMAGENET).logits(net, batch)
+    canvas = predictor(source).logits(net, batch)
     assert [name for name, _, _ in source.seen] == ["x0", "x1"]
     for (_, seen, _), picture in zip(source.seen, pictures, strict=True):
         np.testing.assert_array_equal(seen, picture)

@@ -18,7 +18,7 @@ def small(**options):
 
 
 def picture(*size, batch=2):
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    return 255 * torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 def by_name(net):
@@ -188,7 +188,8 @@ def test_weights_of_another_net_name_the_key(tmp_path):
 def test_images_of_any_size_are_padded_at_the_bottom_and_right(size, padded):
     net = small().eval()
     image = picture(*size)
-    larger = torch.zeros(2, 3, *padded)
+    # the mean colour, which is 0 once normalised
+    larger = net.normalise.mean.expand(2, 3, *padded).clone()
     larger[..., : size[0], : size[1]] = image
     with torch.no_grad():
         logits = net(image)

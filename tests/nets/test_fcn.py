@@ -36,7 +36,7 @@ def test_every_size_comes_back(stride, padding):
 
 @pytest.mark.parametrize("stride", STRIDES)
 def test_a_new_net_has_no_opinion(stride):
-    assert not small(stride)(torch.randn(1, 3, 40, 50)).any()
+    assert not small(stride)(255 * torch.rand(1, 3, 40, 50)).any()
 
 
 def reference(net, image, crops):
@@ -48,7 +48,7 @@ def reference(net, image, crops):
             weight[k, k] = bilinear_kernel(kernel)
         return F.conv_transpose2d(scores, weight, stride=stride)
 
-    x = image
+    x = net.normalise(image)
     pools = []
     for index, layer in enumerate(net.backbone.features):
         if isinstance(layer, nn.Conv2d):
@@ -78,7 +78,7 @@ def test_equals_the_authors_net(stride, crops):
     for name, parameter in net.named_parameters():
         if name.startswith("score"):
             nn.init.normal_(parameter)
-    image = torch.randn(2, 3, 57, 91)
+    image = 255 * torch.rand(2, 3, 57, 91)
     with torch.no_grad():
         torch.testing.assert_close(net(image), reference(net, image, crops), atol=1e-4, rtol=1e-4)
 
@@ -92,7 +92,7 @@ def test_a_stage_starts_with_the_output_of_the_one_before(stride, padding):
         coarse.score_fr.bias.copy_(torch.arange(5.0))
     fine = small(stride, padding=padding)
     fine.load_state_dict(coarse.state_dict(), strict=False)
-    image = torch.randn(1, 3, 160, 160)
+    image = 255 * torch.rand(1, 3, 160, 160)
     # constant scores stay constant under bilinear upsampling, but for the margin that fades to zero
     with torch.no_grad():
         inner, expected = fine(image)[..., 48:-48, 48:-48], coarse(image)[..., 48:-48, 48:-48]
@@ -110,7 +110,7 @@ def test_without_border_scores_lie_over_the_pixels_they_come_from(stride):
             nn.init.normal_(parameter)
         if parameter.dim() == 4:
             parameter.data += parameter.data.flip(-1, -2)
-    image = torch.randn(1, 3, 96, 160, dtype=torch.float64)
+    image = 255 * torch.rand(1, 3, 96, 160, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(net(image.flip(-1, -2)), net(image).flip(-1, -2), atol=1e-6, rtol=1e-6)
 
@@ -121,7 +121,7 @@ def test_at_once_scales_the_pools_before_their_scores():
     for net in (plain, at_once):
         nn.init.ones_(net.score_pool3.weight)
         nn.init.ones_(net.score_pool4.weight)
-    image = torch.randn(1, 3, 64, 64)
+    image = 255 * torch.rand(1, 3, 64, 64)
     only4 = {"score_pool3.weight": torch.zeros_like(plain.score_pool3.weight)}
     with torch.no_grad():
         for net in (plain, at_once):
@@ -136,7 +136,7 @@ def test_upsampling_is_learned_only_when_asked():
     frozen = {name for name, _ in small(8).named_parameters()}
     learned = {name for name, _ in small(8, learn_upsample=True).named_parameters()}
     assert learned - frozen == {"upscore2.weight", "upscore_pool4.weight", "upscore.weight"}
-    image = torch.randn(1, 3, 40, 40)
+    image = 255 * torch.rand(1, 3, 40, 40)
     torch.testing.assert_close(small(8, learn_upsample=True)(image), small(8)(image))
 
 

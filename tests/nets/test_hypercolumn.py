@@ -18,12 +18,12 @@ def tiny(**options):
 
 
 def image():
-    return torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    return 255 * torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
 
 def direct(net, image):
     """The definition: resize every tap to the image, concatenate, standardise, classify each pixel."""
-    taps = net.backbone(image)
+    taps = net.backbone(net.normalise(image))
     columns = torch.cat([resize(tap, image.shape[2:], net.align_corners) for tap in taps], dim=1).permute(0, 2, 3, 1)
     standardised = (columns - net.mean) / (net.std + 1e-5)
     return net.score(F.relu(net.hidden(standardised))).permute(0, 3, 1, 2)
@@ -43,7 +43,7 @@ def test_factored_form_equals_the_direct_one(backbone, align_corners):
     torch.manual_seed(0)
     net = Hypercolumn(21, backbone(), hidden=32, align_corners=align_corners).eval()
     net.standardise_by(torch.randn(net.channels), torch.rand(net.channels) + 0.5)
-    picture = torch.randn(2, 3, 61, 48)
+    picture = 255 * torch.rand(2, 3, 61, 48)
     with torch.no_grad():
         torch.testing.assert_close(net(picture), direct(net, picture), atol=1e-4, rtol=1e-4)
 
@@ -75,7 +75,7 @@ def test_point_features_are_the_taps_at_the_pixel():
     net = tiny()
     with torch.no_grad():
         features = net.point_features(image(), torch.tensor([[[5, 7]], [[36, 0]]]))
-        first = net.backbone(image())[0]
+        first = net.backbone(net.normalise(image()))[0]
     # the first tap has the image's size, so nothing is interpolated in its four channels
     torch.testing.assert_close(features[:, 0, :4], torch.stack([first[0, :, 5, 7], first[1, :, 36, 0]]))
 

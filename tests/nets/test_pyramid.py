@@ -26,7 +26,7 @@ def small(depth=5, **options):
 
 
 def image(height=96, width=128, batch=2):
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+    return 255 * torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -111,6 +111,7 @@ def test_with_one_scale_all_depths_are_the_plain_net(fusion):
 
 def reference(net, x):
     """The paper's way: resize the encoded maps, join them, then one 1x1 convolution."""
+    x = net.normalise(x)
     b = net.backbone
     stages = [
         nn.Sequential(b.conv1, b.bn1, b.relu),

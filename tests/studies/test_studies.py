@@ -11,7 +11,7 @@ from torch import nn
 
 from segmod.data.proposals import TruthBoxes
 from segmod.data.synthetic import SyntheticScenes
-from segmod.data.transforms import EvalTransform, Normalization
+from segmod.data.transforms import EvalTransform
 from segmod.ground.errors import UserError
 from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.types import IGNORE_INDEX
@@ -24,8 +24,6 @@ from segmod.studies.object_sizes import ObjectSizes
 from segmod.studies.proposal_count import ProposalCount
 from segmod.studies.subject import Subject
 
-IMAGENET = Normalization.named("imagenet")
-
 
 class Nothing(nn.Module):
     """Background everywhere."""
@@ -37,20 +35,20 @@ class Nothing(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, image):
-        logits = image.new_zeros(len(image), self.num_classes, *image.shape[-2:])
+        logits = torch.zeros(len(image), self.num_classes, *image.shape[-2:])
         logits[:, 0] = 50 * self.weight
         return logits
 
 
 def truth_of(net, batch):
     """A predictor that is right everywhere and sure of it."""
-    mask = batch["mask"]
+    mask = batch["mask"].long()
     return nn.functional.one_hot(mask.where(mask != IGNORE_INDEX, 0), len(VOC_CLASSES)).permute(0, 3, 1, 2).float()
 
 
 def subject(net=None, predictor=None, images=4, size=(64, 96)):
-    scenes = SyntheticScenes("val", images, EvalTransform(IMAGENET), size)
-    return Subject("ours", (net or Nothing()).eval(), predictor or DensePredictor(), scenes, IMAGENET, VOC_CLASSES)
+    scenes = SyntheticScenes("val", images, EvalTransform(), size)
+    return Subject("ours", (net or Nothing()).eval(), predictor or DensePredictor(), scenes, VOC_CLASSES)
 
 
 def test_sizes_give_each_system_its_share_of_each_object(tmp_path):
@@ -106,7 +104,7 @@ class Sees(nn.Module):
         self.label = nn.Parameter(torch.tensor(float(label)))
 
     def forward(self, image):
-        logits = image.new_zeros(len(image), self.num_classes, *image.shape[-2:])
+        logits = torch.zeros(len(image), self.num_classes, *image.shape[-2:])
         logits[:, int(self.label)] = 9
         return logits
 
@@ -115,7 +113,7 @@ def test_more_proposals_find_more(tmp_path, monkeypatch):
     """Two objects of class 7, each box adds its own: after one box the larger is found, after two both."""
     mask = np.zeros((60, 80), np.uint8)
     mask[5:25, 5:25], mask[30:60, 40:80] = 7, 7
-    look = subject(Sees(7), ProposalPredictor(TruthBoxes(), IMAGENET, min_side=0, extend=1, size=8), images=1)
+    look = subject(Sees(7), ProposalPredictor(TruthBoxes(), min_side=0, extend=1, size=8), images=1)
     monkeypatch.setattr(look.dataset, "read", lambda index: (np.zeros((60, 80, 3), np.uint8), mask.copy()))
     table = ProposalCount([1, 2, 5])(look, tmp_path)
     assert [row["proposals"] for row in table] == [1, 2, 5]

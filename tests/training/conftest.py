@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segmod.nets.normalise import Normalise
 from segmod.training.module import SegmentationModule
 from segmod.training.synthetic import SyntheticDataModule
 
@@ -21,10 +22,11 @@ class PixelNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.normalise = Normalise()
         self.score = nn.Conv2d(3, self.num_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        scores: Tensor = self.score(image)
+        scores: Tensor = self.score(self.normalise(image))
         return scores
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
+from segmod.nets.normalise import Normalise
 from segmod.training.batch_norm import FreezeBatchNorm
 from segmod.training.module import SegmentationModule
 from segmod.training.synthetic import SyntheticDataModule
@@ -25,7 +26,7 @@ class Net(nn.Sequential):
     num_classes = 5
 
     def __init__(self, *norms: nn.Module) -> None:
-        super().__init__(nn.Conv2d(3, 8, 3, padding=1, bias=False), *norms, nn.ReLU(), nn.Conv2d(8, 5, 1))
+        super().__init__(Normalise(), nn.Conv2d(3, 8, 3, padding=1, bias=False), *norms, nn.ReLU(), nn.Conv2d(8, 5, 1))
 
 
 class Recorder(L.Callback):
@@ -37,8 +38,8 @@ class Recorder(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         state = {name: value.clone() for name, value in pl_module.net.state_dict().items()}
-        self.norms.append({name: value for name, value in state.items() if name.startswith("1.")})
-        self.others.append({name: value for name, value in state.items() if not name.startswith("1.")})
+        self.norms.append({name: value for name, value in state.items() if name.startswith("2.")})
+        self.others.append({name: value for name, value in state.items() if not name.startswith("2.")})
 
 
 class Meddler(L.Callback):
@@ -51,9 +52,7 @@ class Meddler(L.Callback):
 def fit(*callbacks: L.Callback, net: nn.Module | None = None, **options: Any) -> Recorder:
     """Three epochs of two steps, with momentum and a heavy weight decay."""
     torch.manual_seed(0)
-    data = SyntheticDataModule(
-        size=32, train_images=4, val_images=1, num_classes=5, batch_size=2, num_workers=0, norm="imagenet"
-    )
+    data = SyntheticDataModule(size=32, train_images=4, val_images=1, num_classes=5, batch_size=2, num_workers=0)
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)
     module = SegmentationModule(net or Net(nn.BatchNorm2d(8)), nn.CrossEntropyLoss(ignore_index=255), optimizer)
     recorder = Recorder()
@@ -83,7 +82,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 )
 def test_nothing_of_it_changes_any_more(others: list[L.Callback]) -> None:
     seen = fit(*others, FreezeBatchNorm(epochs=1), gradient_clip_val=1.0)
-    assert sorted(seen.norms[0]) == ["1.bias", "1.num_batches_tracked", "1.running_mean", "1.running_var", "1.weight"]
+    assert sorted(seen.norms[0]) == ["2.bias", "2.num_batches_tracked", "2.running_mean", "2.running_var", "2.weight"]
     before, first = seen.norms[:2]  # the two steps of the first epoch
     assert not any(torch.equal(before[name], first[name]) for name in before)
     for later in seen.norms[2:]:
@@ -102,7 +101,7 @@ def test_it_learns_as_usual_before() -> None:
 
 def test_from_the_start() -> None:
     norm = nn.BatchNorm2d(8)
-    before = {f"1.{name}": value.clone() for name, value in norm.state_dict().items()}
+    before = {f"2.{name}": value.clone() for name, value in norm.state_dict().items()}
     assert equal(fit(FreezeBatchNorm(epochs=0), net=Net(norm)).norms[-1], before)
 
 

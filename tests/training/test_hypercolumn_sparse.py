@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from segmod.data.transforms import Normalization
 from segmod.ground.errors import UserError
 from segmod.nets.backbones import Tiny
 from segmod.nets.hypercolumn import Hypercolumn
@@ -28,20 +27,19 @@ class Halves(Dataset):
     def __getitem__(self, index):
         self.reads += 1
         generator = torch.Generator().manual_seed(index)
-        image = 0.1 * torch.randn(3, 16, 16, generator=generator)
-        mask = torch.zeros(16, 16, dtype=torch.int64)
-        image[0, 4:, :8] += 2
-        image[2, 4:, 8:] += 2
+        image = 120 + 6 * torch.randn(3, 16, 16, generator=generator)
+        mask = torch.zeros(16, 16, dtype=torch.uint8)
+        image[0, 4:, :8] += 120
+        image[2, 4:, 8:] += 120
         mask[4:, :8], mask[4:, 8:] = 1, 2
         mask[-1] = 255
-        return {"image": image, "mask": mask, "name": str(index), "index": index}
+        return {"image": image.clamp(0, 255).byte(), "mask": mask, "name": str(index), "index": index}
 
 
 class Images(L.LightningDataModule):
     num_classes = 3
     classes = CLASSES
     num_workers = 0
-    normalization = Normalization.named("imagenet")
 
     def setup(self, stage):
         self.train_dataset = Halves()
@@ -175,7 +173,6 @@ def test_equal_seeds_train_equal_weights(tmp_path):
 def test_the_rest_of_the_datamodule_is_the_images_one():
     adapted = module().adapt(Images())
     assert (adapted.num_classes, adapted.classes) == (3, CLASSES)
-    assert adapted.normalization is Images.normalization
     assert adapted.evaluation_dataloader("val") == "val"
 
 
