@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader
 
 from segmod.ground.memory import keep_freed_memory
 from segmod.inference.dense import DensePredictor
-from segmod.nets.backbones import Tiny
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.optim import Poly
 from segmod.runs.launch import prepare_lightning
@@ -46,9 +45,12 @@ def batches(count: int, size: int) -> list[dict[str, object]]:
     ]
 
 
-def make_net(channels: list[int], hidden: int) -> torch.nn.Module:
+TAPS = [f"features.{i}" for i in (1, 4, 7, 10, 13)]
+
+
+def make_net(width: float, hidden: int) -> torch.nn.Module:
     torch.manual_seed(0)
-    return Hypercolumn(21, Tiny(channels), hidden=hidden, freeze_backbone=False)
+    return Hypercolumn(21, "tiny", TAPS, width=width, hidden=hidden, freeze_backbone=False)
 
 
 class Clock(L.Callback):
@@ -115,7 +117,7 @@ def main() -> None:
     keep_freed_memory()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
-    channels, hidden, size, steps = ([64, 96, 128, 128, 128], 192, 256, 6) if arguments.large else ([4] * 5, 8, 32, 200)
+    width, hidden, size, steps = (2.0, 192, 256, 6) if arguments.large else (0.1, 8, 32, 200)
     data = batches(steps, size)
     ways: dict[str, Callable[[torch.nn.Module, list[dict[str, object]]], list[float]]] = {
         "bare loop": bare,
@@ -124,7 +126,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(arguments.rounds):
         for name in (list(ways) + list(ways)[::-1]) if round_ % 2 == 0 else (list(ways)[::-1] + list(ways)):
-            seconds[name] += ways[name](make_net(channels, hidden), data)[2:]
+            seconds[name] += ways[name](make_net(width, hidden), data)[2:]
     median = {name: statistics.median(values) for name, values in seconds.items()}
     for name, values in seconds.items():
         print(f"{name:10} median {1e3 * median[name]:9.3f} ms  min {1e3 * min(values):9.3f} ms  ({len(values)} steps)")

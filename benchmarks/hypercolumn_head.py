@@ -19,7 +19,6 @@ from side_by_side import alternate, memory
 from torch import Tensor
 
 from segmod.ground.memory import keep_freed_memory
-from segmod.nets.backbones import VGG11
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.nets.ops import resize
 
@@ -28,7 +27,7 @@ SIDE = 224
 
 def build() -> Hypercolumn:
     torch.manual_seed(0)
-    net = Hypercolumn(21, VGG11())
+    net = Hypercolumn(21, "vgg11", [f"features.{i}" for i in (0, 3, 8, 13, 18)])
     net.standardise_by(torch.randn(net.channels), torch.rand(net.channels) + 0.5)
     return net
 

@@ -1,47 +1,196 @@
-"""Feature extractors: VGG-16 made fully convolutional, and backbones that hand out several maps of one image."""
+"""Backbones by name: any classification net of torchvision, cut after the maps that are wanted.
+
+There are two ways to use one. `feature_maps` hands out the maps of any of its layers, for nets that look at several
+(`torch.fx` traces it, so layers may lie inside blocks and branches). `in_stages` gives the layers as a sequence, by
+stages of one resolution each, for nets that run some stages more than once; each layer must feed the next alone.
+
+In both the layers keep torchvision's names, so its weights fit, and what lies above the last map is left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import difflib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.models import SqueezeNet1_0_Weights, VGG11_Weights, VGG16_Weights, WeightsEnum, squeezenet1_0
-from torchvision.models.squeezenet import Fire
+import torchvision
+from torch import Tensor, fx, nn
+from torchvision.models import WeightsEnum
+from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
+from torchvision.models.vgg import cfgs, make_layers
 
+from segmod.ground.errors import UserError
 from segmod.nets.weights import load_backbone_weights
 
-Tap = Literal["pre_relu", "post_relu"]
+# torchvision's map from ImageNet normalisation to -1..1, behind which the weights of these nets were trained, is part
+# of the trunk whatever the weights, so that a checkpoint means the same everywhere
+_BUILT_WITH = {
+    name: {"aux_logits": False, "init_weights": True, "transform_input": True} for name in ("inception_v3", "googlenet")
+}
+# Nets whose classifier holds most of their parameters: their convolutions alone are built. Torchvision's letters.
+_VGG = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
+_TOP = ("classifier", "avgpool", "fc", "head")  # what torchvision calls the layers that are no part of a backbone
+_SIDE = 224  # pixels of the images by which shapes are found
 
-# Channels of the 3x3 convolutions between the five poolings (Simonyan and Zisserman 2015, table 1).
-_VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
-_VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+class Tiny(nn.Module):
+    """Small net of five stages, each a 3x3 convolution, batch norm and ReLU at strides 1, 2, 4, 8 and 16.
+
+    It is no paper's: it learns the synthetic scenes within minutes on a CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = (3, 16, 32, 64, 96, 128)
+        for inputs, outputs in pairwise(channels):
+            stride = 2 if layers else 1
+            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        initialise(self.features)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, 128, H / 16, W / 16), rounded up, of an image (B, 3, H, W)."""
+        maps: Tensor = self.features(image)
+        return maps
 
 
-def vgg_features(
-    stages: Sequence[Sequence[int]], width: float = 1.0, border: int = 1, ceil_mode: bool = False
-) -> nn.Sequential:
-    """Convolutions of a VGG net, with torchvision's indices, so its weights fit by name.
+class Stages(NamedTuple):
+    """A backbone as a sequence of layers.
+
+    Attributes:
+        trunk: Holds the layers under torchvision's names; it runs them all.
+        stages: Names of the layers of each stage. Stage k ends with the last map at stride 2**k.
+        channels: Of the map at the end of each stage.
+    """
+
+    trunk: nn.Module
+    stages: tuple[tuple[str, ...], ...]
+    channels: tuple[int, ...]
+
+
+def feature_maps(
+    backbone: str,
+    layers: Sequence[str],
+    weights: str | None = None,
+    width: float = 1.0,
+    keys: Mapping[str, str] | None = None,
+) -> nn.Module:
+    """The part of a net that some of its layers need, as a module image (B, 3, H, W) -> {layer: map}.
+
+    A map is what the layer gives, so that of a convolution is from before its ReLU.
 
     Args:
-        stages: Channels of the convolutions before each pooling.
-        width: Factor on every number of channels, above 0.
-        border: Padding of the first convolution in pixels; the others have 1.
-        ceil_mode: Whether the poolings round sizes up.
+        backbone: Name of a classification net of torchvision, or ``tiny``.
+        layers: Names of its layers, as ``named_modules`` has them.
+        weights: Torchvision name, file path, or None for random values.
+        width: Factor on every number of channels.
+        keys: Config key below ``model.net`` that gives each layer, for messages; ``taps`` where it is not told.
+
+    Raises:
+        UserError: There is no such net or layer, it cannot be traced or narrowed, or the weights do not fit.
     """
-    layers: list[nn.Module] = []
-    channels = 3
-    for stage in stages:
-        for planes in stage:
-            out = scaled(planes, width)
-            layers += [nn.Conv2d(channels, out, 3, padding=1 if layers else border), nn.ReLU(inplace=True)]
-            channels = out
-        layers.append(nn.MaxPool2d(2, 2, ceil_mode=ceil_mode))
-    features = nn.Sequential(*layers)
-    initialise(features)
-    return features
+    net = _build(backbone, width)
+    known = [name for name, _ in net.named_modules() if name]
+    for layer in layers:
+        if layer not in known:
+            close = difflib.get_close_matches(layer, known, n=4, cutoff=0.5) or known[:8]
+            key = (keys or {}).get(layer, "taps")
+            raise UserError(f"model.net.{key}: {backbone} has no layer '{layer}'; there are {', '.join(close)}, ...")
+    try:
+        trunk: Any = create_feature_extractor(net, return_nodes={layer: layer for layer in layers})
+    except (torch.fx.proxy.TraceError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.net.backbone={backbone} cannot be cut at {', '.join(layers)} ({reason})") from error
+    for graph in (trunk.train_graph, trunk.eval_graph):
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        for user in (user for node in output.args[0].values() for user in node.users):
+            # what is handed out has to stay as it was
+            if user.op == "call_module" and getattr(trunk.get_submodule(user.target), "inplace", False):
+                trunk.get_submodule(user.target).inplace = False
+            if user.kwargs.get("inplace"):
+                user.kwargs = {**user.kwargs, "inplace": False}
+    trunk.recompile()
+    load_backbone_weights(trunk, weights, weights_family(backbone))
+    return trunk  # type: ignore[no-any-return]
+
+
+def in_stages(backbone: str, weights: str | None = None, width: float = 1.0) -> Stages:
+    """A net as a sequence of layers, by stages of one resolution each.
+
+    Args:
+        backbone: Name of a classification net of torchvision, or ``tiny``.
+        weights: Torchvision name, file path, or None for random values.
+        width: Factor on every number of channels.
+
+    Raises:
+        UserError: There is no such net, its layers are no sequence, or the weights do not fit.
+    """
+    net = _build(backbone, width)
+    # a block, such as torchvision's BasicBlock, counts as one layer; so do its convolutions with norm and activation
+    blocks = {
+        type(part)
+        for container in net.modules()
+        if isinstance(container, nn.Sequential)
+        for part in container
+        if type(part).__module__.startswith(("torchvision.models.", "torchvision.ops."))
+    }
+    try:
+        graph = NodePathTracer(leaf_modules=list(blocks)).trace(net)
+    except torch.fx.proxy.TraceError as error:
+        raise UserError(f"model.net.backbone={backbone} cannot be traced ({error})") from error
+    last, *rest = graph.nodes
+    names: list[str] = []
+    for node in rest:
+        if node.op != "call_module" or node.all_input_nodes != [last] or str(node.target).split(".")[0] in _TOP:
+            break
+        names.append(str(node.target))
+        last = node
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    output.args = (last,)
+    trunk = fx.GraphModule(net, graph)
+    graph.eliminate_dead_code()
+    trunk.delete_all_unused_submodules()
+    trunk.recompile()
+    stages, channels = _by_stride(trunk, names, backbone)
+    load_backbone_weights(trunk, weights, weights_family(backbone))
+    return Stages(trunk, stages, channels)
+
+
+def weights_family(backbone: str) -> type[WeightsEnum] | None:
+    """Torchvision's weights of a net; None where it has none."""
+    return None if backbone == "tiny" else torchvision.models.get_model_weights(backbone)
+
+
+def map_shapes(trunk: nn.Module, side: int) -> dict[str, tuple[int, int]]:
+    """Channels and rows of the maps that `feature_maps` hands out, for square images.
+
+    Raises:
+        UserError: The images are too small, or a layer gives no map.
+    """
+    if not _takes(trunk, side):
+        raise UserError(
+            f"model.net.side={side}, which follows data.squash, is too small for this backbone: "
+            f"set data.squash to {smallest_side(trunk)} or more"
+        )
+    found: Mapping[str, Any] = _run_on_paper(trunk, side)
+    for layer, maps in found.items():
+        if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[2] != maps.shape[3]:
+            raise UserError(f"model.net: the layer '{layer}' gives no map (B, C, H, W): choose another")
+    return {layer: (maps.shape[1], maps.shape[2]) for layer, maps in found.items()}
+
+
+def smallest_side(trunk: nn.Module) -> int:
+    """Side in pixels of the smallest square image that a trunk takes."""
+    least, most = 0, 1
+    while not _takes(trunk, most):
+        least, most = most, 2 * most
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (least, middle) if _takes(trunk, middle) else (middle, most)
+    return most
 
 
 def initialise(module: nn.Module) -> None:
@@ -58,147 +207,104 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-class VGG16(nn.Module):
-    """VGG-16 with its classifier as convolutions (Long et al. 2015, section 3.1; ``voc-fcn*/net.py`` of the authors).
+def _build(backbone: str, width: float) -> nn.Module:
+    """A net with random weights."""
+    known = [*torchvision.models.list_models(module=torchvision.models), "tiny"]
+    if backbone not in known:
+        close = difflib.get_close_matches(backbone, known, n=3) or ["vgg16", "resnet50", "mobilenet_v2"]
+        raise UserError(f"model.net.backbone={backbone}: no such net in torchvision; did you mean {', '.join(close)}?")
+    plain = backbone.removesuffix("_bn")
+    if backbone == "tiny":
+        net: nn.Module = Tiny()
+    elif plain in _VGG:
+        net = _Features(make_layers(cfgs[_VGG[plain]], batch_norm=backbone != plain))
+        initialise(net)
+    else:
+        net = torchvision.models.get_model(backbone, weights=None, **_BUILT_WITH.get(backbone, {}))
+    if width != 1:
+        _narrow(net, width, backbone)
+    return net
 
-    Poolings round up, as Caffe's do. fc6 and fc7 are followed by ReLU and elementwise dropout of 0.5.
 
-    Args:
-        weights: Torchvision weight name, file path or None, see ``load_backbone_weights``; fc6 and fc7 take the weights
-            of the classifier's first two layers.
-        border: True for the paper's 100-pixel zero border around the image and an unpadded fc6; False for a border of
-            1 pixel and an fc6 padded by 3, so that every map has the image's size over its stride, rounded up.
-        width: Factor on every number of channels.
+class _Features(nn.Module):
+    """The convolutional part of a net, under the name it has in torchvision."""
 
-    Shape:
-        (B, 3, H, W) -> pool3 (B, 256, ., .), pool4 (B, 512, ., .), fc7 (B, 4096, ., .), strides 8, 16 and 32.
-    """
-
-    def __init__(self, weights: str | None = None, border: bool = True, width: float = 1.0) -> None:
+    def __init__(self, features: nn.Module) -> None:
         super().__init__()
-        self.features = vgg_features(_VGG16, width, border=100 if border else 1, ceil_mode=True)
-        self.channels = (scaled(256, width), scaled(512, width), scaled(4096, width))
-        self.fc6 = nn.Conv2d(self.channels[1], self.channels[2], 7, padding=0 if border else 3)
-        self.fc7 = nn.Conv2d(self.channels[2], self.channels[2], 1)
-        initialise(self.fc6)
-        initialise(self.fc7)
-        self.dropout = nn.Dropout(0.5)
-        load_backbone_weights(self, weights, VGG16_Weights, {"fc6": "classifier.0", "fc7": "classifier.3"})
+        self.features = features
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps pool3, pool4 and fc7 of an image (B, 3, H, W)."""
-        pool3 = self.features[:17](image)
-        pool4 = self.features[17:24](pool3)
-        pool5 = self.features[24:](pool4)
-        fc6 = self.dropout(F.relu(self.fc6(pool5), inplace=True))
-        fc7 = self.dropout(F.relu(self.fc7(fc6), inplace=True))
-        return pool3, pool4, fc7
-
-
-class TappedBackbone(nn.Module):
-    """A chain of layers that hands out the maps of chosen layers, and ends with the last of them.
-
-    Args:
-        features: The layers, numbered as torchvision numbers them.
-        taps: Indices of the layers to hand out, in ascending order.
-        channels: Channels of every tap.
-        tap: Whether a tap is taken before or after its ReLU.
-        family: Torchvision weights this backbone takes by name.
-    """
-
-    def __init__(
-        self,
-        features: nn.Sequential,
-        taps: Sequence[int],
-        channels: Sequence[int],
-        tap: Tap = "pre_relu",
-        family: type[WeightsEnum] | None = None,
-    ) -> None:
-        super().__init__()
-        self.taps = tuple(taps)
-        self.channels = tuple(channels)
-        self.tap = tap
-        self.family = family
-        self.features = nn.Sequential(*list(features)[: self.taps[-1] + 1])
-        for layer in self.features.modules():
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # a map that was handed out before its ReLU has to stay as it was
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Maps of the taps, shallow to deep: (B, C_i, h_i, w_i) for an image (B, 3, H, W)."""
-        maps: list[Tensor] = []
-        x = image
-        for index, layer in enumerate(self.features):
-            if isinstance(layer, Fire):
-                before = _fire(layer, x)
-                x = F.relu(before)
-            else:
-                before = x = layer(x)
-            if index in self.taps:
-                maps.append(before if self.tap == "pre_relu" else F.relu(before))
+    def forward(self, image: Tensor) -> Tensor:
+        maps: Tensor = self.features(image)
         return maps
 
 
-class VGG11(TappedBackbone):
-    """VGG-11 (Simonyan and Zisserman 2015, table 1, column A), cut after the last tap.
-
-    Args:
-        taps: Indices into torchvision's ``vgg11().features`` of the convolutions to hand out; by default the last one
-            before each pooling, 1472 channels in all.
-        tap: Whether a tap is taken before or after its ReLU.
-        width: Factor on every number of channels.
-    """
-
-    def __init__(self, taps: Sequence[int] = (0, 3, 8, 13, 18), tap: Tap = "pre_relu", width: float = 1.0) -> None:
-        features = vgg_features(_VGG11, width)
-        channels = [_out_channels(features[index]) for index in taps]
-        super().__init__(features, taps, channels, tap, VGG11_Weights)
-
-
-class SqueezeNet(TappedBackbone):
-    """SqueezeNet 1.0 (Iandola et al. 2016), cut after the last tap.
-
-    The map of a Fire module before its ReLU is the concatenation of its two expand convolutions.
-
-    Args:
-        taps: Indices into torchvision's ``squeezenet1_0().features`` of the convolutions and Fire modules to hand out;
-            by default conv1, fire2, fire3, fire5, fire7 and fire9, 1504 channels in all.
-        tap: Whether a tap is taken before or after its ReLU.
-    """
-
-    def __init__(self, taps: Sequence[int] = (0, 3, 4, 7, 9, 12), tap: Tap = "pre_relu") -> None:
-        features = squeezenet1_0().features
-        channels = [_out_channels(features[index]) for index in taps]
-        super().__init__(features, taps, channels, tap, SqueezeNet1_0_Weights)
+def _narrow(net: nn.Module, width: float, backbone: str) -> None:
+    """Replace every convolution and batch norm by one with ``width`` times the channels, in place."""
+    for parent in list(net.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Conv2d):
+                inputs = layer.in_channels if layer.in_channels == 3 else scaled(layer.in_channels, width)
+                groups = inputs if layer.groups == layer.in_channels else layer.groups
+                outputs = scaled(layer.out_channels, width)
+                if inputs % groups or outputs % groups:
+                    raise UserError(f"model.net.width={width}: {backbone} has groups of channels; leave width at 1")
+                options: Any = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+                narrow: nn.Module = nn.Conv2d(inputs, outputs, **options, groups=groups, bias=layer.bias is not None)
+                initialise(narrow)
+            elif isinstance(layer, nn.BatchNorm2d):
+                narrow = nn.BatchNorm2d(scaled(layer.num_features, width), layer.eps, layer.momentum)
+            else:
+                continue
+            setattr(parent, name, narrow)
 
 
-class Tiny(TappedBackbone):
-    """Small net of five stages, each a 3x3 convolution, batch norm and ReLU at strides 1, 2, 4, 8 and 16.
+def _by_stride(
+    trunk: fx.GraphModule, names: Sequence[str], backbone: str
+) -> tuple[tuple[tuple[str, ...], ...], tuple[int, ...]]:
+    """Names of the layers by stage, and the channels at the end of each."""
+    shapes: dict[str, torch.Size] = {}
+    hooks = [
+        trunk.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: shapes.update({name: out.shape}))
+        for name in names
+    ]
+    try:
+        _run_on_paper(trunk, _SIDE)
+    except RuntimeError as error:
+        raise UserError(f"model.net.backbone={backbone}: its layers do not fit together ({error})") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not names or any(len(shape) != 4 or shape[2] != shape[3] for shape in shapes.values()):
+        raise UserError(
+            f"model.net.backbone={backbone}: its layers are no sequence of maps (B, C, H, W); choose another"
+        )
+    stages: list[list[str]] = []
+    channels: list[int] = []
+    for name in names:
+        stage = max(1, round(_SIDE / shapes[name][2]).bit_length() - 1)  # of stride 2**stage
+        while len(stages) < stage:
+            stages.append([])
+            channels.append(0)
+        stages[-1].append(name)
+        channels[-1] = shapes[name][1]
+    return tuple(map(tuple, stages)), tuple(channels)
 
-    It is no paper's: it learns the synthetic scenes within minutes on a CPU.
 
-    Args:
-        channels: Channels of the stages.
-        tap: Whether a tap is taken before or after its ReLU.
-    """
-
-    def __init__(self, channels: Sequence[int] = (16, 32, 64, 96, 128), tap: Tap = "pre_relu") -> None:
-        layers: list[nn.Module] = []
-        for previous, planes in zip((3, *channels), channels, strict=False):
-            stride = 2 if layers else 1
-            layers += [nn.Conv2d(previous, planes, 3, stride, 1, bias=False), nn.BatchNorm2d(planes), nn.ReLU()]
-        features = nn.Sequential(*layers)
-        initialise(features)
-        super().__init__(features, range(1, len(layers), 3), channels, tap)
+def _takes(trunk: nn.Module, side: int) -> bool:
+    try:
+        _run_on_paper(trunk, side)
+    except RuntimeError:
+        return False
+    return True
 
 
-def _fire(fire: Fire, x: Tensor) -> Tensor:
-    """Output of a Fire module before its last ReLU."""
-    squeezed = fire.squeeze_activation(fire.squeeze(x))
-    return torch.cat([fire.expand1x1(squeezed), fire.expand3x3(squeezed)], dim=1)
-
-
-def _out_channels(layer: nn.Module) -> int:
-    if isinstance(layer, Fire):
-        return int(layer.expand1x1.out_channels + layer.expand3x3.out_channels)
-    return int(layer.out_channels)  # type: ignore[arg-type]
+def _run_on_paper(trunk: nn.Module, side: int) -> Any:
+    """What a trunk gives of a square image, without the values."""
+    tensors = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
+    empty = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    training = trunk.training
+    try:  # batch norm refuses to train on maps of one pixel
+        image = torch.empty(1, 3, side, side, device="meta")
+        return torch.func.functional_call(trunk.eval(), empty, (image,))
+    finally:
+        trunk.train(training)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
+from segmod.nets.backbones import feature_maps, map_shapes, smallest_side
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import bilinear_kernel, resize
-from segmod.nets.trunk import build_trunk, map_shapes, smallest_side
 
 TAPS = {
     "stages": ("maxpool1", "maxpool2", "Mixed_5b", "Mixed_5d", "Mixed_6a", "Mixed_6e", "Mixed_7b"),
@@ -84,7 +84,10 @@ class SingleSkip(nn.Module):
         self.top = top
         self.connections = _chosen(connections, taps)
         kernels = dict(zip(self.connections, _kernels(kernel, len(self.connections)), strict=True)) | {top: top_kernel}
-        self.backbone = build_trunk(backbone, self.connections, top, weights)
+        if top in self.connections:
+            raise UserError(f"model.net.connections: '{top}' is model.net.top already; choose a layer below it")
+        keys = dict.fromkeys(self.connections, "connections") | {top: "top"}
+        self.backbone = feature_maps(backbone, [*self.connections, top], weights, keys=keys)
         shapes = map_shapes(self.backbone, side)
         self.heads = nn.ModuleDict({
             _key(layer): nn.Sequential(

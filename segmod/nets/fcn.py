@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import VGG16_Weights
 
 from segmod.ground.errors import UserError
-from segmod.nets.backbones import VGG16
+from segmod.nets.backbones import feature_maps, initialise, scaled
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import BilinearUpsample, crop
+from segmod.nets.weights import load_backbone_weights
 
 # Where the reference nets crop: the first row and column kept, in pixels of the map that is cropped
 # (``voc-fcn{32s,16s,8s}/net.py`` of the authors' code).
 _CROP_IMAGE = {32: 19, 16: 27, 8: 31}
 _CROP_POOL4 = 5
 _CROP_POOL3 = 9
+_POOLS = ("features.16", "features.23", "features.30")  # pool3, pool4 and pool5 of torchvision's VGG-16
 
 
 class FCN(nn.Module):
     """FCN-32s, FCN-16s and FCN-8s (Long, Shelhamer and Darrell 2015, section 4).
 
-    Class scores of fc7, at stride 32, are upsampled by 2 and joined by those of pool4, and again by 2 and joined by
-    those of pool3, as far as ``stride`` says; the sum is upsampled to the image. All score layers start at zero, so a
-    net that starts from its coarser sibling starts with the sibling's output.
+    VGG-16 is made fully convolutional: its classifier's layers fc6 and fc7 become convolutions, each followed by ReLU
+    and elementwise dropout of 0.5, and its poolings round up (section 3.1). Class scores of fc7, at stride 32, are
+    upsampled by 2 and joined by those of pool4, and again by 2 and joined by those of pool3, as far as ``stride`` says;
+    the sum is upsampled to the image. All score layers start at zero, so a net that starts from its coarser sibling
+    starts with the sibling's output.
 
     Differs from the paper: with ``padding="same"``, the 100-pixel border is left out, which saves about
     two fifths of the time; scores near the edges of an image then differ.
@@ -31,7 +37,8 @@ class FCN(nn.Module):
     Args:
         num_classes: Number of classes K.
         stride: Of the finest scores, in pixels: 32, 16 or 8.
-        weights: Weights of VGG-16: torchvision name, file path, or None for random values.
+        weights: Weights of VGG-16: torchvision name, file path, or None for random values; fc6 and fc7 take those of
+            the classifier's first two layers.
         at_once: Scale pool4 by 0.01 and pool3 by 0.0001 before they are scored, to train all strides in one stage
             (``voc-fcn8s-atonce`` of the authors' code).
         padding: ``border`` for the paper's 100 pixels around the image, ``same`` for none.
@@ -64,8 +71,19 @@ class FCN(nn.Module):
         self.stride = stride
         self.border = padding == "border"
         self.scale_pool4, self.scale_pool3 = (0.01, 0.0001) if at_once else (1.0, 1.0)
-        self.backbone = VGG16(weights, self.border, width)
-        pool3, pool4, fc7 = self.backbone.channels
+        self.backbone = feature_maps("vgg16", _POOLS, weights, width)
+        for layer in self.backbone.modules():
+            if isinstance(layer, nn.MaxPool2d):
+                layer.ceil_mode = True  # as Caffe's do
+        if self.border:
+            self.backbone.get_submodule("features.0").padding = (100, 100)  # type: ignore[assignment]
+        pool3, pool4, pool5, fc7 = (scaled(channels, width) for channels in (256, 512, 512, 4096))
+        self.fc6 = nn.Conv2d(pool5, fc7, 7, padding=0 if self.border else 3)
+        self.fc7 = nn.Conv2d(fc7, fc7, 1)
+        self.dropout = nn.Dropout(0.5)
+        classifier = nn.ModuleDict({"fc6": self.fc6, "fc7": self.fc7})
+        initialise(classifier)
+        load_backbone_weights(classifier, weights, VGG16_Weights, {"fc6": "classifier.0", "fc7": "classifier.3"})
         self.score_fr = _score(fc7, num_classes)
         if stride <= 16:
             self.upscore2 = BilinearUpsample(num_classes, 2, learn_upsample)
@@ -77,7 +95,9 @@ class FCN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, H, W) of an image (B, 3, H, W)."""
-        pool3, pool4, fc7 = self.backbone(self.normalise(image))
+        pool3, pool4, pool5 = self.backbone(self.normalise(image)).values()
+        fc6 = self.dropout(F.relu(self.fc6(pool5), inplace=True))
+        fc7 = self.dropout(F.relu(self.fc7(fc6), inplace=True))
         scores = self.score_fr(fc7)  # stride 32
         if self.stride <= 16:
             skip = self.score_pool4(pool4 * self.scale_pool4)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmod.nets.backbones import TappedBackbone
+from segmod.ground.errors import UserError
+from segmod.nets.backbones import feature_maps, map_shapes
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import classify_resized, resize
-from segmod.nets.weights import load_backbone_weights
 
 _EPS = 1e-5
+_SIDE = 224  # pixels of an image that every backbone takes
 
 
 class Hypercolumn(nn.Module):
@@ -32,8 +36,11 @@ class Hypercolumn(nn.Module):
 
     Args:
         num_classes: Number of classes K.
-        backbone: Hands out the maps.
+        backbone: Name of a classification net of torchvision, or ``tiny``.
+        taps: Names of its layers whose maps make up the hypercolumn, from shallow to deep. That of a convolution is
+            from before its ReLU.
         weights: Pretrained weights of the backbone: torchvision name, file path, or None for random values.
+        width: Factor on the backbone's numbers of channels.
         hidden: Width of the hidden layer.
         align_corners: How taps are resized: corner pixels coincide (True), or cells are centred, as in the paper.
         grid: Cells in each direction.
@@ -50,8 +57,10 @@ class Hypercolumn(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        backbone: TappedBackbone,
+        backbone: str,
+        taps: Sequence[str],
         weights: str | None = None,
+        width: float = 1.0,
         hidden: int = 512,
         align_corners: bool = True,
         grid: int = 1,
@@ -68,10 +77,12 @@ class Hypercolumn(nn.Module):
         self.grid_out = grid_out
         self.score_relu = score_relu
         self.freeze_backbone = freeze_backbone
-        self.backbone = backbone
-        load_backbone_weights(backbone, weights, backbone.family)
-        backbone.requires_grad_(not freeze_backbone)
-        self.channels = sum(backbone.channels)
+        if not taps:
+            raise UserError("model.net.taps=[]: name at least one layer of the backbone")
+        self.backbone = feature_maps(backbone, taps, weights, width).requires_grad_(not freeze_backbone)
+        self.taps = tuple(taps)
+        self.tap_channels = [map_shapes(self.backbone, _SIDE)[tap][0] for tap in taps]
+        self.channels = sum(self.tap_channels)
         self.register_buffer("mean", torch.zeros(self.channels))
         self.register_buffer("std", torch.ones(self.channels))
         self.hidden = nn.Linear(self.channels, hidden)
@@ -156,19 +167,22 @@ class Hypercolumn(nn.Module):
 
     def _taps(self, image: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            maps: list[Tensor] = self.backbone(self.normalise(image))
-        return maps
+            maps = self.backbone(self.normalise(image))
+        return [maps[tap] for tap in self.taps]
 
     def _score_maps(self, taps: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Scores (B, K * grid**2, H, W), the taps combined after their share of the hidden layer."""
         weight = self.hidden.weight / (self.std + _EPS)  # the standardisation, folded into the layer
         bias = self.hidden.bias - (weight * self.mean).sum(1)  # a sum stays in float32 under autocast
-        shares = torch.split(weight, list(self.backbone.channels), dim=1)
+        shares = torch.split(weight, self.tap_channels, dim=1)
         # On a CPU one image at a time: gradients at the image's size then exist for one image, not for the batch.
         groups = zip(*(torch.split(tap, 1) for tap in taps), strict=True) if taps[0].device.type == "cpu" else [taps]
         scores = []
         for group in groups:
-            responses = [_linear(tap, share) for tap, share in zip(group, shares, strict=True)]
+            # taps of one size go through the layer as one map: the fewer maps to resize
+            same = groupby(zip(group, shares, strict=True), key=lambda pair: pair[0].shape[2:])
+            merged = [[torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True)] for _, pairs in same]
+            responses = [_linear(tap, share) for tap, share in merged]
             responses[-1] = responses[-1] + bias.to(responses[-1].dtype)  # interpolation leaves constants as they are
             score = self.score.weight, self.score.bias
             scores.append(classify_resized(responses, size, *score, align_corners=self.align_corners))

@@ -27,7 +27,9 @@ MODEL = {
     "net": {
         "_target_": "segmod.nets.hypercolumn.Hypercolumn",
         "num_classes": 3,
-        "backbone": {"_target_": "segmod.nets.backbones.Tiny", "channels": [4, 4, 4, 4, 4]},
+        "backbone": "tiny",
+        "taps": ["features.1", "features.13"],
+        "width": 0.1,
         "hidden": 4,
         "freeze_backbone": False,
     },

@@ -1,84 +1,170 @@
+import copy
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
-from torchvision.models import squeezenet1_0, vgg11
+from torchvision.models import get_model
 
-from segmod.nets.backbones import VGG11, VGG16, SqueezeNet, Tiny
+from segmod.ground.errors import UserError
+from segmod.nets.backbones import feature_maps, in_stages, map_shapes, scaled, smallest_side
+from segmod.runs.cli import CONF_DIR
+
+TAPS = {
+    name: list(OmegaConf.load(CONF_DIR / "model" / f"{name}.yaml").model.net.taps)
+    for name in ("tiny", "hypercolumn_vgg11", "hypercolumn_squeezenet")
+}
 
 
 def parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def image(height=65, width=50):
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+# -- maps of any layers ----------------------------------------------------------------------------------------------
+
+
 def test_vgg11_taps_are_the_last_convolution_before_each_pooling():
     with torch.device("meta"):
-        backbone = VGG11()
+        backbone = feature_maps("vgg11", TAPS["hypercolumn_vgg11"])
         maps = backbone(torch.empty(1, 3, 224, 224))
-    assert [tuple(tap.shape[1:]) for tap in maps] == [
+    assert [tuple(tap.shape[1:]) for tap in maps.values()] == [
         (64, 224, 224), (128, 112, 112), (256, 56, 56), (512, 28, 28), (512, 14, 14),
     ]  # fmt: skip
-    assert sum(backbone.channels) == 1472
     assert parameters(backbone) == 9220480
 
 
 def test_squeezenet_taps_have_the_sizes_of_the_paper():
-    # conv1 7x7/2 without padding: (224 - 7) // 2 + 1 = 109; poolings 3x3/2 rounding up: 54, 27, 13
-    with torch.device("meta"):
-        backbone = SqueezeNet()
-        maps = backbone(torch.empty(1, 3, 224, 224))
-    assert [tuple(tap.shape[1:]) for tap in maps] == [
-        (96, 109, 109), (128, 54, 54), (128, 54, 54), (256, 27, 27), (384, 27, 27), (512, 13, 13),
-    ]  # fmt: skip
-    assert sum(backbone.channels) == 1504
+    # conv1 7x7/2 without padding: (224 - 7) // 2 + 1 = 109; poolings 3x3/2 rounding up: 54, 27, 13; a Fire module's
+    # channels are those of its two expanding convolutions: 96, 2 * 64, 2 * 64, 2 * 128, 2 * 192, 2 * 256
+    backbone = feature_maps("squeezenet1_0", TAPS["hypercolumn_squeezenet"])
+    shapes = list(map_shapes(backbone, 224).values())
+    assert shapes[0] == (96, 109)
+    assert shapes[1::2] == shapes[2::2] == [(64, 54), (64, 54), (128, 27), (192, 27), (256, 13)]
+    assert sum(channels for channels, _ in shapes) == 1504
     assert parameters(backbone) == 735424
 
 
-@pytest.mark.parametrize(("build", "peer"), [(VGG11, vgg11), (SqueezeNet, squeezenet1_0)])
-@pytest.mark.parametrize("tap", ["pre_relu", "post_relu"])
-def test_taps_are_what_torchvisions_own_layers_compute(build, peer, tap):
+@pytest.mark.parametrize(
+    ("name", "taps"), [("vgg11", "hypercolumn_vgg11"), ("squeezenet1_0", "hypercolumn_squeezenet")]
+)
+def test_maps_are_what_torchvisions_own_layers_compute_before_their_relu(name, taps):
     torch.manual_seed(0)
-    theirs = peer().features.eval()
-    backbone = build(tap=tap)
-    backbone.features.load_state_dict(theirs[: len(backbone.features)].state_dict())
+    theirs = get_model(name).eval()
+    backbone = feature_maps(name, TAPS[taps]).eval()
+    backbone.load_state_dict({key: value for key, value in theirs.state_dict().items() if key in backbone.state_dict()})
     seen = {}
-    for index in backbone.taps:
-        layer = theirs[index]
-        parts = [layer] if isinstance(layer, nn.Conv2d) else [layer.expand1x1, layer.expand3x3]
-        for part in parts:
-            part.register_forward_hook(lambda _, __, out, at=index: seen.setdefault(at, []).append(out.clone()))
-    image = torch.randn(1, 3, 65, 50)
+    for tap in TAPS[taps]:
+        theirs.get_submodule(tap).register_forward_hook(lambda _, __, out, tap=tap: seen.update({tap: out.clone()}))
     with torch.no_grad():
-        theirs(image)
-        maps = backbone(image)
-    for index, got in zip(backbone.taps, maps, strict=True):
-        expected = torch.cat(seen[index], dim=1)
-        torch.testing.assert_close(got, expected if tap == "pre_relu" else expected.relu())
-        assert bool((got < 0).any()) == (tap == "pre_relu")
+        theirs.features(image())
+        maps = backbone(image())
+    assert list(maps) == TAPS[taps]
+    for tap, got in maps.items():
+        torch.testing.assert_close(got, seen[tap])
+        assert (got < 0).any()
+
+
+def test_a_layer_behind_the_relu_is_another_map():
+    maps = feature_maps("vgg11", ["features.3", "features.4"])(image())
+    torch.testing.assert_close(maps["features.3"].relu(), maps["features.4"])
 
 
 def test_tiny_has_strides_one_to_sixteen():
-    maps = Tiny(channels=(2, 3, 4, 5, 6))(torch.zeros(1, 3, 32, 48))
-    assert [tuple(tap.shape[1:]) for tap in maps] == [(2, 32, 48), (3, 16, 24), (4, 8, 12), (5, 4, 6), (6, 2, 3)]
+    maps = feature_maps("tiny", TAPS["tiny"], width=0.125)(torch.zeros(1, 3, 32, 48))
+    assert [tuple(tap.shape[1:]) for tap in maps.values()] == [
+        (2, 32, 48), (4, 16, 24), (8, 8, 12), (12, 4, 6), (16, 2, 3),
+    ]  # fmt: skip
 
 
-def test_vgg16_border_leaves_room_for_the_unpadded_fc6():
-    # 224 + 2 * 100 - 2 = 422; halved five times rounding up: 211, 106, 53, 27, 14; fc6 takes 6
+def test_a_backbone_can_be_copied_and_trained():
+    backbone = copy.deepcopy(feature_maps("tiny", ["features.13"]))
+    assert backbone.train().training
+    before = backbone.get_submodule("features.1").running_mean.clone()
+    backbone(image())["features.13"].square().mean().backward()
+    assert all(parameter.grad is not None for name, parameter in backbone.named_parameters() if "0.weight" in name)
+    assert not torch.equal(backbone.get_submodule("features.1").running_mean, before)
+
+
+# -- stages ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+def test_stages_of_a_resnet_are_those_of_the_paper(name):
+    """S1 = conv1, bn1, relu; S2 = maxpool, layer1; then layer2, layer3, layer4."""
     with torch.device("meta"):
-        pool3, pool4, fc7 = VGG16()(torch.empty(1, 3, 224, 224))
-    assert tuple(pool3.shape) == (1, 256, 53, 53)
-    assert tuple(pool4.shape) == (1, 512, 27, 27)
-    assert tuple(fc7.shape) == (1, 4096, 8, 8)
+        trunk, stages, channels = in_stages(name)
+        theirs = get_model(name)
+    tops = [list(dict.fromkeys(layer.split(".")[0] for layer in stage)) for stage in stages]
+    assert tops == [["conv1", "bn1", "relu"], ["maxpool", "layer1"], ["layer2"], ["layer3"], ["layer4"]]
+    assert channels == (64, *(planes * (1 if name == "resnet18" else 4) for planes in (64, 128, 256, 512)))
+    shapes = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    assert {key: value.shape for key, value in trunk.state_dict().items()} == shapes
 
 
-def test_vgg16_without_border_has_maps_of_size_over_stride_rounded_up():
-    with torch.device("meta"):
-        maps = VGG16(border=False)(torch.empty(1, 3, 375, 500))
-    assert [tuple(part.shape[2:]) for part in maps] == [(47, 63), (24, 32), (12, 16)]
-
-
-def test_vgg16_drops_single_elements_not_channels():
+def test_stages_one_by_one_give_the_map_of_torchvision():
     torch.manual_seed(0)
-    backbone = VGG16(border=False, width=0.03).train()
-    _, _, fc7 = backbone(torch.randn(1, 3, 256, 256))
-    dropped = (fc7 == 0).float().mean(dim=(2, 3))
-    assert ((dropped > 0) & (dropped < 1)).any()
+    theirs = get_model("resnet18").eval()
+    trunk, stages, _ = in_stages("resnet18")
+    trunk.eval().load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    x = expected = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for part in list(theirs.children())[:-2]:  # all but avgpool and fc
+            expected = part(expected)
+        for k, stage in enumerate(stages, 1):
+            for layer in stage:
+                x = trunk.get_submodule(layer)(x)
+            assert x.shape[2:] == (64 >> k, 64 >> k)
+    torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "mobilenet_v2", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny"])
+def test_other_nets_have_five_stages_too(name):
+    trunk, stages, channels = in_stages(name)
+    maps = trunk(torch.randn(2, 3, 64, 64))
+    assert maps.shape == (2, channels[-1], 2, 2)
+    assert len(stages) == 5
+    assert not any(layer.startswith(("classifier", "avgpool", "fc", "head")) for stage in stages for layer in stage)
+
+
+# -- width and mistakes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "mobilenet_v2", "tiny"])
+def test_a_narrow_net_has_that_share_of_the_channels(name):
+    for width in (1.0, 0.25):
+        trunk, _, channels = in_stages(name, width=width)
+        full = {"vgg16": 512, "resnet50": 2048, "mobilenet_v2": 1280, "tiny": 128}[name]
+        assert channels[-1] == scaled(full, width)
+        first = next(part for part in trunk.modules() if isinstance(part, nn.Conv2d))
+        assert first.in_channels == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: feature_maps("vgg17", ["features.0"]), r"backbone=vgg17: no such net .* vgg1"),
+        (
+            lambda: feature_maps("vgg11", ["features.99"]),
+            r"taps: vgg11 has no layer 'features\.99'; there are features",
+        ),
+        (lambda: in_stages("googlenet"), "googlenet: its layers are no sequence|googlenet"),
+        (lambda: in_stages("swin_t"), "swin_t: its layers are no sequence of maps"),
+        (lambda: in_stages("resnext50_32x4d", width=0.1), "width=0.1: resnext50_32x4d has groups"),
+        (lambda: in_stages("densenet121", width=0.3), "width=0.3|do not fit together"),
+    ],
+)
+def test_mistakes_name_the_key(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+def test_the_smallest_image_that_a_net_takes():
+    backbone = feature_maps("squeezenet1_0", ["features.12"])
+    least = smallest_side(backbone)
+    backbone(torch.zeros(1, 3, least, least))
+    with pytest.raises(RuntimeError):
+        backbone(torch.zeros(1, 3, least - 1, least - 1))

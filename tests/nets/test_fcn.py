@@ -39,6 +39,32 @@ def test_a_new_net_has_no_opinion(stride):
     assert not small(stride)(255 * torch.rand(1, 3, 40, 50)).any()
 
 
+def maps_of(net, *size):
+    """Sizes of pool3, pool4, pool5 and fc7."""
+    with torch.device("meta"):
+        pools = net.to("meta").backbone(torch.empty(1, 3, *size))
+        maps = [*pools.values(), net.fc7(net.fc6(list(pools.values())[-1]))]
+    return [tuple(part.shape[2:]) for part in maps]
+
+
+def test_the_border_leaves_room_for_the_unpadded_fc6():
+    # 224 + 2 * 100 - 2 = 422; halved five times rounding up: 211, 106, 53, 27, 14; fc6 takes 6
+    assert maps_of(small(8), 224, 224) == [(53, 53), (27, 27), (14, 14), (8, 8)]
+
+
+def test_without_border_maps_have_the_size_over_the_stride_rounded_up():
+    assert maps_of(small(8, padding="same"), 375, 500) == [(47, 63), (24, 32), (12, 16), (12, 16)]
+
+
+def test_dropout_drops_single_elements_not_channels():
+    net = small(32, padding="same").train()
+    seen = []
+    net.score_fr.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net(255 * torch.rand(1, 3, 256, 256))
+    dropped = (seen[0] == 0).float().mean(dim=(2, 3))
+    assert ((dropped > 0) & (dropped < 1)).any()
+
+
 def reference(net, image, crops):
     """The authors' net.py, layer by layer, with dense transposed convolutions and the crops as numbers."""
 
@@ -50,14 +76,14 @@ def reference(net, image, crops):
 
     x = net.normalise(image)
     pools = []
-    for index, layer in enumerate(net.backbone.features):
+    for index, layer in enumerate(net.backbone.get_submodule("features").children()):
         if isinstance(layer, nn.Conv2d):
             x = F.relu(F.conv2d(x, layer.weight, layer.bias, padding=100 if index == 0 else 1))
         elif isinstance(layer, nn.MaxPool2d):
             x = F.max_pool2d(x, 2, 2, ceil_mode=True)
             pools.append(x)
-    x = F.relu(F.conv2d(x, net.backbone.fc6.weight, net.backbone.fc6.bias))
-    x = F.relu(F.conv2d(x, net.backbone.fc7.weight, net.backbone.fc7.bias))
+    x = F.relu(F.conv2d(x, net.fc6.weight, net.fc6.bias))
+    x = F.relu(F.conv2d(x, net.fc7.weight, net.fc7.bias))
     x = net.score_fr(x)
     if net.stride <= 16:
         x = upsample(x, 4, 2)

@@ -1,18 +1,26 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import nn
 
-from segmod.nets.backbones import VGG11, SqueezeNet, Tiny
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.nets.ops import resize
+from segmod.runs.cli import CONF_DIR
 
 SIZE = (37, 50)
+TINY = [f"features.{i}" for i in (1, 4, 7, 10, 13)]
+
+
+def build(backbone, **options):
+    """The net of conf/model/hypercolumn_<backbone>.yaml."""
+    node = OmegaConf.load(CONF_DIR / "model" / f"hypercolumn_{backbone}.yaml").model.net
+    return Hypercolumn(21, node.backbone, list(node.taps), **options)
 
 
 def tiny(**options):
     torch.manual_seed(0)
-    net = Hypercolumn(4, Tiny((4, 5, 6, 7, 8)), **{"hidden": 9, **options})
+    net = Hypercolumn(4, "tiny", TINY, **{"hidden": 9, "width": 0.25, **options})
     net.standardise_by(torch.randn(net.channels), torch.rand(net.channels) + 0.5)
     return net.eval()
 
@@ -24,24 +32,25 @@ def image():
 def direct(net, image):
     """The definition: resize every tap to the image, concatenate, standardise, classify each pixel."""
     taps = net.backbone(net.normalise(image))
-    columns = torch.cat([resize(tap, image.shape[2:], net.align_corners) for tap in taps], dim=1).permute(0, 2, 3, 1)
+    maps = [resize(taps[tap], image.shape[2:], net.align_corners) for tap in net.taps]
+    columns = torch.cat(maps, dim=1).permute(0, 2, 3, 1)
     standardised = (columns - net.mean) / (net.std + 1e-5)
     return net.score(F.relu(net.hidden(standardised))).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize(("backbone", "count", "channels"), [(VGG11, 764949, 1472), (SqueezeNet, 781333, 1504)])
+@pytest.mark.parametrize(("backbone", "count", "channels"), [("vgg11", 764949, 1472), ("squeezenet", 781333, 1504)])
 def test_parameter_counts_of_the_classifier(backbone, count, channels):
     # 512 * (1472 + 1) + 21 * 513 = 764949; 512 * (1504 + 1) + 21 * 513 = 781333
-    net = Hypercolumn(21, backbone())
+    net = build(backbone)
     assert sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad) == count
     assert net.channels == channels
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-@pytest.mark.parametrize("backbone", [VGG11, SqueezeNet])
+@pytest.mark.parametrize("backbone", ["vgg11", "squeezenet"])
 def test_factored_form_equals_the_direct_one(backbone, align_corners):
     torch.manual_seed(0)
-    net = Hypercolumn(21, backbone(), hidden=32, align_corners=align_corners).eval()
+    net = build(backbone, hidden=32, align_corners=align_corners).eval()
     net.standardise_by(torch.randn(net.channels), torch.rand(net.channels) + 0.5)
     picture = 255 * torch.rand(2, 3, 61, 48)
     with torch.no_grad():
@@ -75,7 +84,7 @@ def test_point_features_are_the_taps_at_the_pixel():
     net = tiny()
     with torch.no_grad():
         features = net.point_features(image(), torch.tensor([[[5, 7]], [[36, 0]]]))
-        first = net.backbone(net.normalise(image()))[0]
+        first = net.backbone(net.normalise(image()))[net.taps[0]]
     # the first tap has the image's size, so nothing is interpolated in its four channels
     torch.testing.assert_close(features[:, 0, :4], torch.stack([first[0, :, 5, 7], first[1, :, 36, 0]]))
 
@@ -131,7 +140,7 @@ def test_rectified_scores_are_not_negative():
 
 
 def test_a_frozen_backbone_stays_frozen():
-    net = Hypercolumn(4, Tiny((4, 5, 6, 7, 8)))
+    net = Hypercolumn(4, "tiny", TINY, width=0.25)
     before = {name: tensor.clone() for name, tensor in net.backbone.state_dict().items()}
     net.train()
     assert net.training
@@ -142,7 +151,7 @@ def test_a_frozen_backbone_stays_frozen():
 
 
 def test_a_fine_tuned_backbone_trains():
-    net = Hypercolumn(4, Tiny((4, 5, 6, 7, 8)), freeze_backbone=False).train()
+    net = Hypercolumn(4, "tiny", TINY, width=0.25, freeze_backbone=False).train()
     assert net.backbone.training
     F.cross_entropy(net(image()), torch.zeros(2, *SIZE, dtype=torch.int64)).backward()
     assert all(parameter.grad is not None for parameter in net.backbone.parameters())

@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import get_model
 
 from segmod.ground.errors import UserError
-from segmod.nets.pyramid import DeepFeaturePyramid, StagedResNet
+from segmod.nets.pyramid import DeepFeaturePyramid
 
 DEPTHS = range(6)
 
@@ -38,37 +37,13 @@ def test_parameter_counts(depth):
     assert sum(parameter.numel() for parameter in net.parameters()) == (35110997 if depth else 35067989)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2"])
-def test_the_backbone_is_torchvisions(name):
-    with torch.device("meta"):
-        ours, theirs = StagedResNet(name), get_model(name)
-    shapes = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
-    assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
-
-
-def test_stages_one_by_one_give_the_map_of_torchvision():
-    torch.manual_seed(0)
-    theirs = get_model("resnet18").eval()
-    ours = StagedResNet("resnet18").eval()
-    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
-    x = expected = image(64, 64, 1)
-    with torch.no_grad():
-        for part in list(theirs.children())[:-2]:  # all but avgpool and fc
-            expected = part(expected)
-        for stage in range(1, 6):
-            x = ours(x, stage, stage)
-            assert x.shape[1:] == ([64, 64, 128, 256, 512][stage - 1], 64 >> stage, 64 >> stage)
-        torch.testing.assert_close(x, expected)
-        torch.testing.assert_close(ours(image(64, 64, 1)), expected)
-
-
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_stages_within_the_depth_run_once_for_each_scale(depth):
     net = small(depth)
-    stages = ["conv1", "layer1", "layer2", "layer3", "layer4"]
+    layers = ["conv1", "layer1.0", "layer2.0", "layer3.0", "layer4.0"]
     calls = Counter()
-    for number, stage in enumerate(stages, start=1):
-        net.backbone.get_submodule(stage).register_forward_hook(lambda *_, number=number: calls.update([number]))
+    for number, layer in enumerate(layers, start=1):
+        net.backbone.get_submodule(layer).register_forward_hook(lambda *_, number=number: calls.update([number]))
     net.encoder.register_forward_hook(lambda *_: calls.update(["encoder"]))
     with torch.no_grad():
         net(image())
@@ -79,9 +54,9 @@ def test_stages_within_the_depth_run_once_for_each_scale(depth):
 @pytest.mark.parametrize(
     ("depth", "channels", "sizes", "first"),
     [  # SPEC of the paper at a crop of 512; ResNet-50's channels
-        (1, 1024, (32, 24, 16), "layer4"),
-        (2, 512, (64, 48, 32), "layer3"),
-        (3, 256, (128, 96, 64), "layer2"),
+        (1, 1024, (32, 24, 16), "layer4.0"),
+        (2, 512, (64, 48, 32), "layer3.0"),
+        (3, 256, (128, 96, 64), "layer2.0"),
         (4, 64, (256, 192, 128), "maxpool"),
         (5, 3, (512, 384, 256), "conv1"),
     ],
@@ -112,14 +87,7 @@ def test_with_one_scale_all_depths_are_the_plain_net(fusion):
 def reference(net, x):
     """The paper's way: resize the encoded maps, join them, then one 1x1 convolution."""
     x = net.normalise(x)
-    b = net.backbone
-    stages = [
-        nn.Sequential(b.conv1, b.bn1, b.relu),
-        nn.Sequential(b.maxpool, b.layer1),
-        b.layer2,
-        b.layer3,
-        b.layer4,
-    ]
+    stages = [nn.Sequential(*map(net.backbone.get_submodule, names)) for names in net.stages]
     size, deep = x.shape[2:], 5 - net.depth
     for stage in stages[:deep]:
         x = stage(x)
@@ -179,7 +147,7 @@ def test_computing_maps_again_changes_nothing(depth):
         assert torch.equal(ours, theirs), name
     for (name, ours), theirs in zip(again.named_parameters(), kept.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad), name
-    assert again.backbone.layer4[0].bn1.momentum == 0.1
+    assert again.backbone.get_submodule("layer4.0.bn1").momentum == 0.1
 
 
 def saved_bytes(net, x):
@@ -218,7 +186,8 @@ def test_each_depth_keeps_more_and_computing_again_keeps_less():
         ({"scales": [1.0, 0.0]}, r"model\.net\.scales=\[1\.0, 0\.0\]: give at least one factor above 0"),
         ({"fusion": "mean"}, r"model\.net\.fusion=mean .* concat, sum, max"),
         ({"encoder": "3x3"}, r"model\.net\.encoder=3x3 .* 1x1_3x3 nor 1x1"),
-        ({"backbone": "vgg16"}, r"model\.net\.backbone=vgg16 is no ResNet .* resnet18, "),
+        ({"backbone": "vgg99"}, r"model\.net\.backbone=vgg99: no such net in torchvision"),
+        ({"backbone": "tiny"}, r"model\.net\.backbone=tiny halves the map 4 times, the pyramid needs 5"),
         ({"weights": "IMAGENET1K_V9"}, r"model\.net\.weights=IMAGENET1K_V9 .* IMAGENET1K_V1"),
     ],
 )

@@ -7,7 +7,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from segmod.ground.errors import UserError
-from segmod.nets.backbones import Tiny
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.training.sparse import HypercolumnSparse, draw_points
 
@@ -54,7 +53,8 @@ class Images(L.LightningDataModule):
 
 def module(**options):
     torch.manual_seed(0)
-    net = Hypercolumn(3, Tiny((4, 4, 4, 4, 4)), hidden=16, **options.pop("net", {}))
+    taps = [f"features.{i}" for i in (1, 4, 7, 10, 13)]  # 4 + 8 + 16 + 24 + 32 channels
+    net = Hypercolumn(3, "tiny", taps, width=0.25, hidden=16, **options.pop("net", {}))
     return HypercolumnSparse(
         net, nn.CrossEntropyLoss(), lambda groups, **kwargs: torch.optim.Adam(groups, lr=0.01), **options
     )
@@ -98,7 +98,7 @@ def test_an_image_of_void_alone_has_no_points():
 def test_rows_are_the_hypercolumns_of_the_drawn_pixels():
     sparse = module(points_per_class=2)
     rows = sparse.collect(Halves())
-    assert rows["features"].shape == (IMAGES * 3 * 2, 20)
+    assert rows["features"].shape == (IMAGES * 3 * 2, 84)
     assert rows["label"].tolist() == [0, 0, 1, 1, 2, 2] * IMAGES
     sample = Halves()[4]
     points, _ = draw_points(sample["mask"], 2, (0, 4))

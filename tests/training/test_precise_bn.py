@@ -7,7 +7,6 @@ from torch import nn
 
 from segmod.data.order import ResumableLoader, TrainingOrder
 from segmod.ground.errors import UserError
-from segmod.nets.backbones import Tiny
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.training.checkpoints import Checkpoints
 from segmod.training.precise_bn import PreciseBN
@@ -108,7 +107,7 @@ def test_nets_without_statistics_to_compute_are_refused():
     with pytest.raises(UserError, match=r"model\.net=Conv2d has no batch norm"):
         module(plain)
     with pytest.raises(UserError, match=r"model\.net=Hypercolumn has no batch norm"):
-        module(Hypercolumn(3, Tiny((4, 4)), hidden=4, freeze_backbone=True))
+        module(Hypercolumn(3, "tiny", ["features.4"], hidden=4, freeze_backbone=True))
 
 
 def test_ranks_average_what_they_found():
