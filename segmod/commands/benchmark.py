@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from segmod.ground.errors import UserError
+from segmod.ground.files import replace_text
 from segmod.runs import folders as runs
 from segmod.runs import trial
 from segmod.runs.environment import git_commit, hardware, versions
@@ -143,5 +144,4 @@ def write(job: Job, reference: Job | None) -> None:
         "versions": versions(),
         "hardware": hardware(),
     }
-    job.directory.mkdir(parents=True, exist_ok=True)
-    runs.write_atomically(job.directory / "benchmark.json", json.dumps(contents, indent=2) + "\n")
+    replace_text(job.directory / "benchmark.json", json.dumps(contents, indent=2) + "\n")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from segmod.ground.files import replace_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,10 +41,14 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write records of the same keys as csv, with full precision."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
+    write_csv(path, [list(records[0]), *(list(record.values()) for record in records)])
+
+
+def write_csv(path: Path, lines: Sequence[Sequence[Any]]) -> None:
+    """Write header and lines as csv, with full precision; a reader sees the old file or the new one."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(lines)
+    replace_text(path, text.getvalue())
 
 
 def short_path(path: Path) -> Path:

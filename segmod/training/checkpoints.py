@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from segmod.ground.errors import UserError
+from segmod.ground.files import remove_parts, replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,17 +27,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: The file cannot be written (disk full, no permission); the old checkpoint is kept.
         """
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with replacing(path) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            part.unlink(missing_ok=True)
             raise UserError(
                 f"cannot write checkpoint {path} ({error}): free some disk space, then run again"
             ) from error
@@ -117,10 +110,10 @@ class Checkpoints(L.Callback):
         self.elapsed = state_dict["wall_time"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove what a crash left half-written."""
+        """Remove what a crash left half-written here and in the folder of the run."""
         if trainer.is_global_zero:
-            for part in self.last.parent.glob("*.part"):
-                part.unlink(missing_ok=True)
+            for folder in (self.last.parent, trainer.default_root_dir):
+                remove_parts(folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; give a resumed loader its place in the epoch.
