@@ -72,18 +72,17 @@ def saved_bytes(loss: Callable[[], Tensor], model: nn.Module) -> int:
         loss: One forward pass; its result holds the graph.
         model: Whose parameters and buffers are left out.
     """
-    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no other storage gets the same address
+    own = {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
+    kept: set[torch.UntypedStorage] = set()  # two tensors of one storage have one such object, as long as it is held
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept.setdefault(storage._cdata, storage)
+        kept.add(tensor.untyped_storage())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = loss()
     del result
-    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+    return sum(storage.nbytes() for storage in kept - own)
 
 
 # -- time ------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segmod.ground.errors import UserError
 from segmod.ground.files import remove_parts, replacing
+from segmod.training.lightning_private import forget_sigterm, half_accumulated, load_loader_states, mid_epoch
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -121,7 +122,7 @@ class Checkpoints(L.Callback):
         Lightning does that itself, but not where a schedule has asked for the length of the training before: the
         loader is then made too early. The loader starts at the first batch asked for, so now is early enough.
         """
-        trainer.fit_loop._load_combined_loader_states()
+        load_loader_states(trainer)
         self._started = time.monotonic()
         self._saved_step = trainer.global_step
 
@@ -205,7 +206,7 @@ class StopOnSignal(L.Callback):
         self._step = trainer.global_step
         if trainer.received_sigterm:  # while the run was being set up
             self._signum = signal.SIGTERM
-            trainer._signal_connector.received_sigterm = False
+            forget_sigterm(trainer)
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._before[signum] = signal.signal(signum, self._note)
@@ -271,15 +272,3 @@ class StopOnSignal(L.Callback):
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before.clear()
-
-
-def half_accumulated(trainer: L.Trainer) -> bool:
-    """Whether gradients of the batches so far wait for those of the next one."""
-    return trainer.fit_loop.epoch_loop._should_accumulate()
-
-
-def mid_epoch(trainer: L.Trainer) -> bool:
-    """Whether the training batch that has just ended is followed by another one, and not by a validation."""
-    loop = trainer.fit_loop
-    validates = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-    return not (validates or loop.epoch_loop.batch_progress.is_last_batch)

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from segmod.ground.errors import UserError
 from segmod.ground.printing import write_csv
+from segmod.training.lightning_private import wandb_arguments
 
 
 class CSVLogger(Logger):
@@ -137,7 +138,7 @@ class WandbLogger(LightningWandbLogger):
     def _start(self) -> Any:
         import wandb
 
-        arguments = {key: value for key, value in self._wandb_init.items() if value is not None}
+        arguments = wandb_arguments(self)
         arguments["settings"] = wandb.Settings(init_timeout=30, silent=True)
         try:
             if arguments["mode"] == "online" and not wandb.login(prompt=False):
