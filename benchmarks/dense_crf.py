@@ -21,12 +21,12 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from side_by_side import alternate
 from torch import Tensor
 
 from segmod.ground.memory import keep_freed_memory
 from segmod.inference.crf import dense_crf
 from segmod.inference.permutohedral import Permutohedral
+from segmod.measure import in_turns
 
 try:
     from pydensecrf import densecrf
@@ -86,7 +86,7 @@ def report(image: Image, name: str, rounds: int, device: str) -> None:
         if densecrf is not None:
             work["pydensecrf2"] = partial(theirs, probabilities, image, normalization)
         results = {variant: run() for variant, run in work.items()}
-        best = alternate(work, rounds)
+        best = in_turns(work, rounds)
         for variant, (wall, cpu) in best.items():
             line = f"  {normalization:10} {variant:15} {wall:7.3f} s wall {cpu:7.3f} s CPU"
             if densecrf is not None and variant in ("segmod", "exact distance"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from segmod.ground.memory import keep_freed_memory
 from segmod.ground.types import IGNORE_INDEX, Batch
 
 
@@ -106,6 +109,23 @@ def timed(work: Callable[[], object], device: torch.device, passes: int, warmup:
     return seconds[warmup:]
 
 
+def in_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Smallest wall and CPU seconds of each of several works, in the order A B C C B A, after one run to warm up.
+
+    Other load on the machine falls on all alike, and disturbs the smallest times least.
+
+    Args:
+        work: By name.
+        rounds: How often the order is gone through.
+    """
+    for run in work.values():
+        run()
+    order = [*work, *reversed([*work])]
+    seconds = [(name, timed(work[name], torch.device("cpu"), 1, 0)[0]) for _ in range(rounds) for name in order]
+    clocks = {name: zip(*(pair for other, pair in seconds if other == name), strict=True) for name in work}
+    return {name: (min(wall), min(cpu)) for name, (wall, cpu) in clocks.items()}
+
+
 def spread(rounds: Iterable[Sequence[float]]) -> dict[str, float]:
     """Median, quartiles (linear between the values), extremes, mean and count of what several rounds measured."""
     values = list(chain(*rounds))
@@ -156,6 +176,26 @@ class PeakMemory:
                 "reserved_bytes": int(torch.cuda.max_memory_reserved(self.device)),
             }
         return {"memory_bytes": _resident("VmHWM") - self._start}
+
+
+def peak_of(prepare: Callable[..., Callable[[], object]], *arguments: object) -> int:
+    """Peak resident bytes of a work in a fresh process, above what there is once it is prepared.
+
+    Args:
+        prepare: A function of a module; returns the work.
+        arguments: Of ``prepare``.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, prepare, torch.get_num_threads(), *arguments).result()
+
+
+def _peak(prepare: Callable[..., Callable[[], object]], threads: int, *arguments: object) -> int:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    work = prepare(*arguments)
+    peak = PeakMemory(torch.device("cpu"))
+    work()
+    return peak.read()["memory_bytes"]
 
 
 def _resident(entry: str) -> int:
