@@ -322,8 +322,8 @@ def show(jobs: Sequence[Job], reference: Job, path: Path) -> None:
         console.print(f"written: {short_path(job.record.absolute())}", soft_wrap=True)
     if len(jobs) > 1:
         replace_text(f"{path}.md", f"**{note}**\n\n{markdown(lines)}\n")
-        write_records(Path(f"{path}.csv"), list(records(jobs, reference)))
-        charts = draw(jobs, reference, path)
+        write_records(Path(f"{path}.csv"), list(flat_records(jobs, reference)))
+        charts = draw_charts(jobs, reference, path)
         console.print(f"written: {short_path(path.absolute())}{{.md,.csv,{','.join(charts)}}}", soft_wrap=True)
 
 
@@ -365,7 +365,7 @@ def paper_ratio(job: Job, reference: Job, name: str) -> float | None:
     return own / other if own and other else None
 
 
-def records(jobs: Sequence[Job], reference: Job) -> Iterator[dict[str, Any]]:
+def flat_records(jobs: Sequence[Job], reference: Job) -> Iterator[dict[str, Any]]:
     """One record for each job and quantity, in the units of benchmark.json."""
     for job in jobs:
         for name, value in job.values.items():
@@ -377,7 +377,7 @@ def records(jobs: Sequence[Job], reference: Job) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def draw(jobs: Sequence[Job], reference: Job, path: Path) -> list[str]:
+def draw_charts(jobs: Sequence[Job], reference: Job, path: Path) -> list[str]:
     """Draw ratios of times and of memory, with the paper's; returns the endings of the files."""
     # other work on the machine disturbs CPU time less than what the clock says
     times = ("train_cpu_s", "test_cpu_s") if reference.settings["device"] == "cpu" else ("train_time_s", "test_time_s")

@@ -181,10 +181,6 @@ class PointsDataModule(L.LightningDataModule):
         """The validation images."""
         return self.images.val_dataloader()
 
-    def evaluation_dataloader(self, split: str) -> Any:
-        """The images of a split."""
-        return self.images.evaluation_dataloader(split)
-
     def _points(self, folder: Path, first: bool) -> Points:
         """The pixels of this run: from its folder, or drawn now by the first process and left there for all."""
         path = folder / "points.pt"
