@@ -117,7 +117,7 @@ def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
         checkpoints = Checkpoints(str(Path(cfg.run_dir) / "checkpoints"))
     callbacks = [c for c in callbacks if c is not checkpoints] + [checkpoints, StopOnSignal(checkpoints)]
     if not cfg.trainer.enable_progress_bar:
-        callbacks = [c for c in callbacks if type(c).__name__ not in ("RichProgressBar", "RichModelSummary")]
+        callbacks = [c for c in callbacks if type(c).__name__ not in ("ProgressBar", "ModelSummary")]
     if cfg.trainer.limit_val_batches == 0:
         raise UserError("trainer.limit_val_batches=0: a run must be scored at its end; set 1 or more")
     devices = cfg.trainer.devices

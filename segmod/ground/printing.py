@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_table(title: str, lines: Sequence[Sequence[str]]) -> Console:
-    """Print header and lines, numbers to the right; returns where, for what goes below."""
+    """Print header and lines, columns of numbers to the right; returns where, for what goes below."""
     from rich.console import Console
     from rich.table import Table
 
@@ -25,7 +25,8 @@ def print_table(title: str, lines: Sequence[Sequence[str]]) -> Console:
     header, *rest = lines
     table = Table(title=title)
     for i, heading in enumerate(header):
-        table.add_column(heading, justify="right" if i else "left", overflow="fold")
+        words = i == 0 or any(line[i][:1].isalpha() for line in rest)
+        table.add_column(heading, justify="left" if words else "right", overflow="fold")
     for line in rest:
         table.add_row(*line)
     console.print(table)

@@ -23,6 +23,7 @@ NAMES = (
     "lightning.pytorch.loops._TrainingEpochLoop._should_accumulate",
     "lightning.pytorch.loops._TrainingEpochLoop._should_check_val_fx",
     "lightning.pytorch.Trainer._signal_connector",
+    "lightning.pytorch.callbacks.RichProgressBar._get_train_description",  # `segmod.training.progress` has its own
     "lightning.pytorch.loggers.WandbLogger._experiment",  # the W&B run that the logger's own methods log to
     "lightning.pytorch.loggers.WandbLogger._wandb_init",
 )
