@@ -100,18 +100,18 @@ def read_score(path: Path) -> Score:
     )
 
 
-def _net(cfg: DictConfig) -> Any:
-    try:
-        return without_weights(OmegaConf.to_container(cfg.model.net, resolve=True))
-    except OmegaConfBaseException:  # none, or one that refers to what is not there
-        return None
-
-
 def without_weights(node: Any) -> Any:
     """A resolved node of a net with every ``weights`` set to null: costs do not depend on them."""
     if isinstance(node, dict):
         return {key: None if key == "weights" else without_weights(value) for key, value in node.items()}
     return [without_weights(item) for item in node] if isinstance(node, list) else node
+
+
+def _net(cfg: DictConfig) -> Any:
+    try:
+        return without_weights(OmegaConf.to_container(cfg.model.net, resolve=True))
+    except OmegaConfBaseException:  # none, or one that refers to what is not there
+        return None
 
 
 def collect_benchmarks(root: Path) -> list[Benchmark]:
