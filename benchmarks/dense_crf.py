@@ -21,12 +21,12 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from side_by_side import alternate
 from torch import Tensor
 
 from segmod.ground.memory import keep_freed_memory
 from segmod.inference.crf import dense_crf
 from segmod.inference.permutohedral import Permutohedral
+from segmod.measure import in_turns
 
 try:
     from pydensecrf import densecrf
@@ -59,13 +59,13 @@ def ours(probabilities: Tensor, image: Image, device: str, **settings: Any) -> T
     return dense_crf(probabilities.to(device), image, **settings).cpu()
 
 
-def theirs(probabilities: Tensor, image: Image, normalization: str) -> Tensor:
+def theirs(probabilities: Tensor, image: Image, kind: str) -> Tensor:
     classes, height, width = probabilities.shape
     kinds = {"none": densecrf.NO_NORMALIZATION, "symmetric": densecrf.NORMALIZE_SYMMETRIC}
     crf = densecrf.DenseCRF2D(width, height, classes)
     crf.setUnaryEnergy(np.ascontiguousarray(-probabilities.log().view(classes, -1).numpy()))
-    crf.addPairwiseGaussian(3, 3, densecrf.CONST_KERNEL, kinds[normalization])
-    crf.addPairwiseBilateral(20, 3, image, 5, densecrf.CONST_KERNEL, kinds[normalization])
+    crf.addPairwiseGaussian(3, 3, densecrf.CONST_KERNEL, kinds[kind])
+    crf.addPairwiseBilateral(20, 3, image, 5, densecrf.CONST_KERNEL, kinds[kind])
     return torch.from_numpy(np.array(crf.inference(10))).view(classes, height, width)
 
 
@@ -75,20 +75,20 @@ def report(image: Image, name: str, rounds: int, device: str) -> None:
     rows, columns = np.mgrid[:height, :width]
     features = np.dstack([columns / 20, rows / 20, image / 3]).reshape(-1, 5).astype(np.float32)
     print(f"{name}: {width} x {height}, {Permutohedral(features).size} lattice points")
-    for normalization in ("none", "symmetric"):
+    for kind in ("none", "symmetric"):
         work: dict[str, Callable[[], Tensor]] = {
-            "segmod": partial(ours, probabilities, image, device, normalization=normalization),
-            "1 iteration": partial(ours, probabilities, image, device, normalization=normalization, iterations=1),
+            "segmod": partial(ours, probabilities, image, device, kernel_normalization=kind),
+            "1 iteration": partial(ours, probabilities, image, device, kernel_normalization=kind, iterations=1),
             "exact distance": partial(
-                ours, probabilities, image, device, normalization=normalization, gaussian_kernel="exact"
+                ours, probabilities, image, device, kernel_normalization=kind, gaussian_kernel="exact"
             ),
         }
         if densecrf is not None:
-            work["pydensecrf2"] = partial(theirs, probabilities, image, normalization)
+            work["pydensecrf2"] = partial(theirs, probabilities, image, kind)
         results = {variant: run() for variant, run in work.items()}
-        best = alternate(work, rounds)
+        best = in_turns(work, rounds)
         for variant, (wall, cpu) in best.items():
-            line = f"  {normalization:10} {variant:15} {wall:7.3f} s wall {cpu:7.3f} s CPU"
+            line = f"  {kind:10} {variant:15} {wall:7.3f} s wall {cpu:7.3f} s CPU"
             if densecrf is not None and variant in ("segmod", "exact distance"):
                 found, reference = results[variant], results["pydensecrf2"]
                 difference = (found - reference).abs()

@@ -11,13 +11,13 @@ times, which other work on the machine disturbs least.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmod.measure import in_turns
 from segmod.nets.fcn import FCN
 from segmod.nets.ops import BilinearUpsample, bilinear_kernel
 
@@ -83,15 +83,7 @@ def main() -> None:
         expected = nets["reference"](image)
         difference = float((nets["border"](image) - expected).abs().max() / expected.abs().max())
     steps = {kind: stepper(kind, net.train(), image, mask) for kind, net in nets.items()}
-    best = dict.fromkeys(steps, (float("inf"), float("inf")))
-    for step in steps.values():
-        step()  # to warm up
-    for _ in range(options.rounds):
-        for kind in (*steps, *reversed(steps)):
-            wall, cpu = time.perf_counter(), time.process_time()
-            steps[kind]()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            best[kind] = (min(best[kind][0], wall), min(best[kind][1], cpu))
+    best = in_turns(steps, options.rounds)
 
     title = f"FCN-8s, {options.size[1]} x {options.size[0]}, {options.threads} threads"
     print(f"{title:34}  wall s  ratio   CPU s  ratio   goal")

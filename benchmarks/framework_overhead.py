@@ -23,27 +23,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from segmod.ground.memory import keep_freed_memory
+from segmod.ground.types import Batch
 from segmod.inference.dense import DensePredictor
+from segmod.measure import random_batch
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.optim import Poly
 from segmod.runs.launch import prepare_lightning
 from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
 from segmod.training.loggers import CSVLogger
 from segmod.training.module import SegmentationModule
-
-
-def batches(count: int, size: int) -> list[dict[str, object]]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        {
-            "image": torch.randn(2, 3, size, size, generator=generator),
-            "mask": torch.randint(0, 21, (2, size, size), generator=generator),
-            "name": ["a", "b"],
-            "index": torch.arange(2),
-        }
-        for _ in range(count)
-    ]
-
 
 TAPS = [f"features.{i}" for i in (1, 4, 7, 10, 13)]
 
@@ -64,7 +52,7 @@ class Clock(L.Callback):
         self.ticks.append(time.perf_counter())
 
 
-def bare(net: torch.nn.Module, data: list[dict[str, object]]) -> list[float]:
+def bare(net: torch.nn.Module, data: list[Batch]) -> list[float]:
     """Seconds of each step of a plain loop."""
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, fused=True)
     schedule = Poly(optimizer, total_steps=len(data))
@@ -79,7 +67,7 @@ def bare(net: torch.nn.Module, data: list[dict[str, object]]) -> list[float]:
     return [b - a for a, b in itertools.pairwise(ticks)]
 
 
-def framework(net: torch.nn.Module, data: list[dict[str, object]]) -> list[float]:
+def framework(net: torch.nn.Module, data: list[Batch]) -> list[float]:
     """Seconds of each step through segmod, with its default callbacks and csv logger."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -118,8 +106,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(arguments.threads)
     width, hidden, size, steps = (2.0, 192, 256, 6) if arguments.large else (0.1, 8, 32, 200)
-    data = batches(steps, size)
-    ways: dict[str, Callable[[torch.nn.Module, list[dict[str, object]]], list[float]]] = {
+    data = [random_batch(2, (size, size), 21)] * steps
+    ways: dict[str, Callable[[torch.nn.Module, list[Batch]], list[float]]] = {
         "bare loop": bare,
         "segmod": framework,
     }

@@ -10,15 +10,15 @@ memory is that of a fresh process that makes one training step on four images, a
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from side_by_side import alternate, memory
 from torch import Tensor
 
 from segmod.ground.memory import keep_freed_memory
+from segmod.measure import in_turns, peak_of
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.nets.ops import resize
 
@@ -54,23 +54,8 @@ def step(net: Hypercolumn, head: Callable[[Hypercolumn, list[Tensor]], Tensor], 
     net.zero_grad()
 
 
-def peak(name: str, threads: int, result: multiprocessing.Queue[int]) -> None:
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    net = build()
-    base = memory("VmRSS")
-    step(net, HEADS[name], 4)
-    result.put(memory("VmHWM") - base)
-
-
-def peak_of(name: str, threads: int) -> int:
-    """KiB above the net."""
-    context = multiprocessing.get_context("spawn")
-    result = context.Queue()
-    process = context.Process(target=peak, args=(name, threads, result))
-    process.start()
-    process.join()
-    return int(result.get())
+def four_images(name: str) -> Callable[[], None]:
+    return partial(step, build(), HEADS[name], 4)
 
 
 def report(what: str, unit: str, direct: float, factored: float, goal: str) -> None:
@@ -89,10 +74,10 @@ def main() -> None:
     with torch.no_grad():
         taps = net._taps(torch.randn(1, 3, SIDE, SIDE))
         difference = float((factored_head(net, taps) - direct_head(net, taps)).abs().max())
-        forward = alternate({name: lambda h=head: h(net, taps) for name, head in HEADS.items()}, options.rounds)
+        forward = in_turns({name: lambda h=head: h(net, taps) for name, head in HEADS.items()}, options.rounds)
     train = {name: (lambda h=head: step(net, h, 1)) for name, head in HEADS.items()}
-    steps = alternate(train, options.rounds)
-    peaks = {name: peak_of(name, options.threads) / 1024 for name in HEADS}
+    steps = in_turns(train, options.rounds)
+    peaks = {name: peak_of(four_images, name) / 2**20 for name in HEADS}
 
     print(f"{'VGG-11, 224 x 224, ' + str(options.threads) + ' threads':36} {'direct':>9} {'factored':>9}      ratio")
     for position, clock in enumerate(("wall", "CPU")):

@@ -11,19 +11,19 @@ Peak memory is that of a fresh process that scores one image, above what it had 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from side_by_side import alternate, memory
 from torch import Tensor, nn
 
 from segmod.ground.memory import keep_freed_memory
 from segmod.ground.types import Batch
 from segmod.inference.proposals import ProposalPredictor, probabilities_of
+from segmod.measure import in_turns, peak_of
 from segmod.nets.deconvnet import DeconvNet
 from segmod.nets.ops import resize
 
@@ -111,23 +111,8 @@ FORMS: dict[str, Callable[[nn.Module, Batch, int], Tensor]] = {
 }
 
 
-def peak(name: str, count: int, kind: str, threads: int, result: multiprocessing.Queue[int]) -> None:
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    net, batch = build(kind), image_batch()
-    base = memory("VmRSS")
-    FORMS[name](net, batch, count)
-    result.put(memory("VmHWM") - base)
-
-
-def peak_of(*arguments: object) -> float:
-    """MiB above the net."""
-    context = multiprocessing.get_context("spawn")
-    result = context.Queue()
-    process = context.Process(target=peak, args=(*arguments, result))
-    process.start()
-    process.join()
-    return int(result.get(timeout=10)) / 1024
+def one_image(name: str, count: int, kind: str) -> Callable[[], Tensor]:
+    return partial(FORMS[name], build(kind), image_batch(), count)
 
 
 def main() -> None:
@@ -143,7 +128,7 @@ def main() -> None:
     net, batch = build(options.net), image_batch()
     answers = {name: form(net, batch, 50) for name, form in FORMS.items()}
     canvas = predictor(50).logits(net, batch)
-    times = alternate({name: (lambda f=form: f(net, batch, 50)) for name, form in FORMS.items()}, options.rounds)
+    times = in_turns({name: (lambda f=form: f(net, batch, 50)) for name, form in FORMS.items()}, options.rounds)
 
     chosen = len(predictor(50).select(RandomBoxes(50).boxes, HEIGHT, WIDTH))
     print(f"{chosen} proposals, {options.net} net, {options.threads} threads; scores up to", end=" ")
@@ -158,7 +143,7 @@ def main() -> None:
         print(f"largest difference from the loop, {name:24}{difference:.1e}")
     for name, counts in (("canvas, batches", options.counts), ("loop", options.loop_counts)):
         for count in counts:
-            mib = peak_of(name, count, options.net, options.threads)
+            mib = peak_of(one_image, name, count, options.net) / 2**20
             print(f"peak memory, {name:16} {count:4} proposals {mib:8.0f} MiB")
 
 

@@ -11,8 +11,8 @@ the ratios are of the smallest CPU times, which other work on the machine distur
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torchvision.models import resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.fcn import FCN, FCNHead
 
-from segmod.measure import flops, saved_bytes
+from segmod.measure import flops, in_turns, saved_bytes
 from segmod.nets.pyramid import DeepFeaturePyramid
 
 PAPER_TIME = (0.050, 0.059, 0.063, 0.086, 0.095, 0.098)  # s of a test pass, Chen et al., Table 1
@@ -68,19 +68,18 @@ def times(makers: dict[str, Callable[[], nn.Module]], size: int, batch: int, rou
     """Smallest CPU seconds of a training step (forward and backward) and of a test pass."""
     image, mask = torch.randn(batch, 3, size, size), torch.randint(21, (batch, size, size))
     nets = {kind: make() for kind, make in makers.items()}
-    best = {kind: [float("inf"), float("inf")] for kind in nets}
-    for turn in range(rounds + 1):  # the first to warm up
-        for kind in (*nets, *(reversed(nets) if turn else ())):
-            start = time.process_time()
-            nets[kind].train().zero_grad()
-            F.cross_entropy(nets[kind](image), mask).backward()  # type: ignore[no-untyped-call]
-            middle = time.process_time()
-            with torch.no_grad():
-                nets[kind].eval()(image)
-            end = time.process_time()
-            if turn:
-                best[kind] = [min(best[kind][0], middle - start), min(best[kind][1], end - middle)]
-    return best
+
+    def train(net: nn.Module) -> None:
+        net.train().zero_grad()
+        F.cross_entropy(net(image), mask).backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def test(net: nn.Module) -> None:
+        net.eval()(image)
+
+    works = {f"{work.__name__} {kind}": partial(work, net) for kind, net in nets.items() for work in (train, test)}
+    best = in_turns(works, rounds)
+    return {kind: [best[f"train {kind}"][1], best[f"test {kind}"][1]] for kind in nets}
 
 
 def main() -> None:

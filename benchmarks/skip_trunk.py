@@ -12,20 +12,13 @@ smallest times.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torchvision
-from torch.utils.flop_counter import FlopCounterMode
 
+from segmod.measure import flops, in_turns
 from segmod.nets.boxwise import BoxwiseInception
-
-
-def flops(work: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def main() -> None:
@@ -43,37 +36,25 @@ def main() -> None:
     peer.load_state_dict(net.backbone.state_dict(), strict=False)  # all but the classifier
     variants = {"torchvision": peer, "trunk with a tap": net.backbone, "trunk and heads": net.forward_boxes}
     image = torch.randn(1, 3, options.side, options.side)
-    cpu: dict[str, list[float]] = {name: [] for name in variants}
-    wall: dict[str, list[float]] = {name: [] for name in variants}
     with torch.no_grad():
-        for round_ in range(-1, options.rounds):  # the first one warms up
-            for name in [*variants, *reversed(variants)]:
-                start = time.process_time(), time.perf_counter()
-                variants[name](image)
-                if round_ >= 0:
-                    cpu[name].append(time.process_time() - start[0])
-                    wall[name].append(time.perf_counter() - start[1])
-
+        times = in_turns({name: partial(work, image) for name, work in variants.items()}, options.rounds)
         paper = torch.empty(1, 3, 555, 555, device="meta")
         net, peer = net.to("meta"), peer.to("meta")
         variants = {"torchvision": peer, "trunk with a tap": net.backbone, "trunk and heads": net.forward_boxes}
-        at_paper = {name: flops(lambda work=work: work(paper)) for name, work in variants.items()}
+        at_paper = {name: flops(partial(work, paper)) for name, work in variants.items()}
         small = torch.empty(1, 3, options.side, options.side, device="meta")
-        counted = {name: flops(lambda work=work: work(small)) for name, work in variants.items()}
+        counted = {name: flops(partial(work, small)) for name, work in variants.items()}
 
     print(f"connection {options.connection}, n = 7, {options.threads} thread(s)")
-    for name in variants:
-        ratios = [numbers[name] / numbers["torchvision"] for numbers in (counted, least(cpu), least(wall))]
+    for name, (wall, cpu) in times.items():
+        base = times["torchvision"]
+        ratios = counted[name] / counted["torchvision"], cpu / base[1], wall / base[0]
         print(
             f"{name:17} {1e-9 * at_paper[name]:7.2f} GFLOP at 555;  "
             f"at {options.side}: {1e-9 * counted[name]:6.2f} GFLOP, "
-            f"CPU {min(cpu[name]):.3f} s, wall {min(wall[name]):.3f} s;  against torchvision: "
+            f"CPU {cpu:.3f} s, wall {wall:.3f} s;  against torchvision: "
             "FLOPs {:.3f}, CPU {:.3f}, wall {:.3f}".format(*ratios)
         )
-
-
-def least(times: dict[str, list[float]]) -> dict[str, float]:
-    return {name: min(values) for name, values in times.items()}
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from segmod.ground.memory import keep_freed_memory
 from segmod.ground.types import IGNORE_INDEX, Batch
 
 
@@ -72,18 +75,17 @@ def saved_bytes(loss: Callable[[], Tensor], model: nn.Module) -> int:
         loss: One forward pass; its result holds the graph.
         model: Whose parameters and buffers are left out.
     """
-    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no other storage gets the same address
+    own = {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
+    kept: set[torch.UntypedStorage] = set()  # two tensors of one storage have one such object, as long as it is held
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept.setdefault(storage._cdata, storage)
+        kept.add(tensor.untyped_storage())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = loss()
     del result
-    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+    return sum(storage.nbytes() for storage in kept - own)
 
 
 # -- time ------------------------------------------------------------------------------------------------------------
@@ -105,6 +107,23 @@ def timed(work: Callable[[], object], device: torch.device, passes: int, warmup:
         synchronize(device)
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
     return seconds[warmup:]
+
+
+def in_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Smallest wall and CPU seconds of each of several works, in the order A B C C B A, after one run to warm up.
+
+    Other load on the machine falls on all alike, and disturbs the smallest times least.
+
+    Args:
+        work: By name.
+        rounds: How often the order is gone through.
+    """
+    for run in work.values():
+        run()
+    order = [*work, *reversed([*work])]
+    seconds = [(name, timed(work[name], torch.device("cpu"), 1, 0)[0]) for _ in range(rounds) for name in order]
+    clocks = {name: zip(*(pair for other, pair in seconds if other == name), strict=True) for name in work}
+    return {name: (min(wall), min(cpu)) for name, (wall, cpu) in clocks.items()}
 
 
 def spread(rounds: Iterable[Sequence[float]]) -> dict[str, float]:
@@ -157,6 +176,26 @@ class PeakMemory:
                 "reserved_bytes": int(torch.cuda.max_memory_reserved(self.device)),
             }
         return {"memory_bytes": _resident("VmHWM") - self._start}
+
+
+def peak_of(prepare: Callable[..., Callable[[], object]], *arguments: object) -> int:
+    """Peak resident bytes of a work in a fresh process, above what there is once it is prepared.
+
+    Args:
+        prepare: A function of a module; returns the work.
+        arguments: Of ``prepare``.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, prepare, torch.get_num_threads(), *arguments).result()
+
+
+def _peak(prepare: Callable[..., Callable[[], object]], threads: int, *arguments: object) -> int:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    work = prepare(*arguments)
+    peak = PeakMemory(torch.device("cpu"))
+    work()
+    return peak.read()["memory_bytes"]
 
 
 def _resident(entry: str) -> int:

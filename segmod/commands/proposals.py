@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
         )
     datamodule = instantiate(cfg, "data")
     splits = split_names(cfg.split) or list(dict.fromkeys([datamodule.train_split, datamodule.val_split]))
-    datasets: list[Any] = [datamodule.evaluation_dataloader(split).dataset for split in splits]
+    datasets: list[Any] = [datamodule.dataset(split, datamodule.eval_transform) for split in splits]
     jobs = jobs_of(datasets, cfg.limit)
 
     if isinstance(source, StoredProposals):

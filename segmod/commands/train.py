@@ -53,6 +53,7 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
     """Train and score one run; returns the contents of its metrics.json."""
     import lightning as L
 
+    from segmod.inference.dense import DensePredictor
     from segmod.runs.instantiate import instantiate
     from segmod.runs.launch import prepare_lightning
 
@@ -62,7 +63,7 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
     module: SegmentationModule = instantiate(cfg, "model")
     datamodule: Any = module.adapt(images.for_training())
     if images.crops is not None:
-        module.predictor = None  # a crop is scored as it is; `inference` is for whole images
+        module.predictor = DensePredictor()  # a crop is scored as it is; `inference` is for whole images
     trainer, checkpoints = make_trainer(cfg)
     check_disk(run.directory, module)
     resumed = checkpoints.last if checkpoints.last.is_file() and not cfg.overwrite else None
@@ -116,7 +117,7 @@ def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
         checkpoints = Checkpoints(str(Path(cfg.run_dir) / "checkpoints"))
     callbacks = [c for c in callbacks if c is not checkpoints] + [checkpoints, StopOnSignal(checkpoints)]
     if not cfg.trainer.enable_progress_bar:
-        callbacks = [c for c in callbacks if type(c).__name__ not in ("RichProgressBar", "RichModelSummary")]
+        callbacks = [c for c in callbacks if type(c).__name__ not in ("ProgressBar", "ModelSummary")]
     if cfg.trainer.limit_val_batches == 0:
         raise UserError("trainer.limit_val_batches=0: a run must be scored at its end; set 1 or more")
     devices = cfg.trainer.devices

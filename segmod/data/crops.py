@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -123,7 +122,7 @@ class BoxCrops(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, ...]) -> Sample:
         """Return the crop of an index, or of an (epoch, index, copy) key as the training order yields it."""
         epoch, index, copy = key if isinstance(key, tuple) else (0, key, 0)
-        window, label = self.windows[index], int(self.boxes.label[index])
+        window = self.windows[index]
         place = int(self.boxes.image[index])
         image, mask, numbers = self._whole(place)
         crop = cut(image, window, 0)
@@ -137,8 +136,6 @@ class BoxCrops(Dataset[Sample]):
             "mask": out.mask,
             "name": f"{self.images.names[place]}_{index - self._first[index]}",
             "index": index,
-            "box": torch.from_numpy(window.astype(np.float32)),
-            "label": label,
         }
 
     def _whole(self, image: int) -> tuple[UInt8Array, UInt8Array, NDArray[np.integer] | None]:

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 from torch.utils.data.distributed import DistributedSampler
 
 from segmod.ground.errors import UserError
 from segmod.ground.memory import keep_freed_memory
+from segmod.ground.torch_private import stop_workers
 from segmod.ground.types import Batch
 
 _GRACE_SECONDS = 15
-_STARTED: weakref.WeakSet[_BaseDataLoaderIter] = weakref.WeakSet()
+_STARTED: weakref.WeakSet[Iterator[Any]] = weakref.WeakSet()
 
 # Both orders are DistributedSamplers because that is how Lightning knows that ranks are already told apart.
 
@@ -133,8 +133,7 @@ def prepare_worker(worker: int) -> None:
 def _stop_workers() -> None:
     """Stop workers whose loader an error left in the middle of an epoch; to terminate them takes longer."""
     for batches in list(_STARTED):
-        if isinstance(batches, _MultiProcessingDataLoaderIter):
-            batches._shutdown_workers()
+        stop_workers(batches)
 
 
 def cores() -> int:

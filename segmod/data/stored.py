@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from segmod.ground.errors import UserError
+from segmod.ground.files import replace_text, replacing
 from segmod.ground.types import FloatArray, UInt8Array
 
 
@@ -70,12 +69,11 @@ class StoredProposals(ABC):
     def _store(self, name: str, image: UInt8Array, boxes: FloatArray) -> None:
         path = self.path(name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "parameters.json").exists():
-                text = json.dumps(self.parameters, indent=2) + "\n"
-                _replace(self.folder / "parameters.json", lambda file: file.write(text.encode()))
+                replace_text(self.folder / "parameters.json", json.dumps(self.parameters, indent=2) + "\n")
             size, crc32 = np.array(image.shape[:2]), np.array(_checksum(image), dtype=np.uint32)
-            _replace(path, lambda file: np.savez_compressed(file, boxes=boxes, size=size, crc32=crc32))
+            with replacing(path) as file:
+                np.savez_compressed(file, boxes=boxes, size=size, crc32=crc32)
         except OSError as error:
             raise UserError(
                 f"{path}: cannot store the proposals ({error.strerror}); set proposals.root to another folder"
@@ -84,14 +82,3 @@ class StoredProposals(ABC):
 
 def _checksum(image: UInt8Array) -> int:
     return zlib.crc32(np.ascontiguousarray(image).data)
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under a name no other thread or process uses, and move it to its place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with beside.open("wb") as file:
-            write(file)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

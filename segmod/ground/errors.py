@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
+from collections.abc import Iterable
+from importlib.metadata import version
+
 
 class UserError(Exception):
     """A mistake the user can mend: one line that names the file or the config key and says what to do.
@@ -19,3 +24,28 @@ def require(condition: bool, message: str) -> None:
 def whole(value: object, least: int) -> bool:
     """Whether a config value is a whole number of at least ``least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def require_names(package: str, tested: str, names: Iterable[str]) -> None:
+    """Check that an installed package has the private names that segmod relies on, which it may drop without notice.
+
+    Args:
+        package: As pip knows it.
+        tested: The versions that segmod was tested with.
+        names: Dotted, down to an attribute of a module or class, or one that the class gives its objects in
+            ``__init__``.
+
+    Raises:
+        UserError: One is missing; names the versions to install.
+    """
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        try:
+            found = pkgutil.resolve_name(owner)
+        except (ImportError, AttributeError):
+            found = None
+        made = inspect.unwrap(found.__init__).__code__.co_names if inspect.isclass(found) else ()
+        require(
+            hasattr(found, attribute) or attribute in made,
+            f"{package} {version(package)} has no {name}, which segmod relies on: pip install '{package}{tested}'",
+        )

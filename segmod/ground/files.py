@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,3 +41,22 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
     """Replace a text file whole, see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def remove_parts(folder: str | os.PathLike[str]) -> None:
+    """Remove what processes that are no more have left half-written in a folder; the parts of living ones stay."""
+    for part in Path(folder).glob(".*.part"):
+        writer = re.fullmatch(r"\..+\.(\d+)\.\d+\.part", part.name)
+        if writer and not _alive(int(writer[1])):
+            part.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    """Whether another process of this machine has this number; our own may have been another's in a container."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return pid != os.getpid()

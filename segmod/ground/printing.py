@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from segmod.ground.files import replace_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def print_table(title: str, lines: Sequence[Sequence[str]]) -> Console:
-    """Print header and lines, numbers to the right; returns where, for what goes below."""
+    """Print header and lines, columns of numbers to the right; returns where, for what goes below."""
     from rich.console import Console
     from rich.table import Table
 
@@ -22,7 +25,8 @@ def print_table(title: str, lines: Sequence[Sequence[str]]) -> Console:
     header, *rest = lines
     table = Table(title=title)
     for i, heading in enumerate(header):
-        table.add_column(heading, justify="right" if i else "left", overflow="fold")
+        words = i == 0 or any(line[i][:1].isalpha() for line in rest)
+        table.add_column(heading, justify="left" if words else "right", overflow="fold")
     for line in rest:
         table.add_row(*line)
     console.print(table)
@@ -38,10 +42,14 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write records of the same keys as csv, with full precision."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
+    write_csv(path, [list(records[0]), *(list(record.values()) for record in records)])
+
+
+def write_csv(path: Path, lines: Sequence[Sequence[Any]]) -> None:
+    """Write header and lines as csv, with full precision; a reader sees the old file or the new one."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(lines)
+    replace_text(path, text.getvalue())
 
 
 def short_path(path: Path) -> Path:

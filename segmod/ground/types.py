@@ -5,7 +5,7 @@ Imports torch for the type checker alone, so that a command's ``--help`` need no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,6 @@ class Sample(TypedDict):
     mask: Tensor  # uint8 (H, W), IGNORE_INDEX = void
     name: str  # id of the image, for messages and files
     index: int  # position in the dataset
-    box: NotRequired[Tensor]  # float32 (4,) xyxy pixels of the whole image, for crops
-    label: NotRequired[int]  # class of the object, for crops
 
 
 class Batch(TypedDict):
@@ -38,8 +36,6 @@ class Batch(TypedDict):
     mask: Tensor  # uint8 (B, H, W), IGNORE_INDEX = void; absent truth is all IGNORE_INDEX
     name: list[str]
     index: Tensor  # int64 (B,)
-    box: NotRequired[Tensor]  # float32 (B, 4) xyxy pixels of the whole image, for crops
-    label: NotRequired[Tensor]  # int64 (B,), class of the object, for crops
 
 
 class Predictor(Protocol):

@@ -37,7 +37,7 @@ class CRFPredictor:
         bilateral_sd: Pixels.
         bilateral_sd_rgb: In units of 0..255.
         bilateral_weight: 0 leaves the term out.
-        normalization: ``none`` or ``symmetric``.
+        kernel_normalization: ``none`` or ``symmetric``.
         gaussian_kernel: ``lattice`` or ``exact``.
 
     Raises:
@@ -53,7 +53,7 @@ class CRFPredictor:
         bilateral_sd: float = 20.0,
         bilateral_sd_rgb: float = 3.0,
         bilateral_weight: float = 5.0,
-        normalization: Literal["none", "symmetric"] = "none",
+        kernel_normalization: Literal["none", "symmetric"] = "none",
         gaussian_kernel: Literal["lattice", "exact"] = "lattice",
     ) -> None:
         for key, sd in (("gaussian_sd", gaussian_sd), ("bilateral_sd", bilateral_sd)):
@@ -66,8 +66,8 @@ class CRFPredictor:
             _require(0 <= weight < math.inf, f"inference.{key}={weight}: must be 0 (no such term) or above")
         _require(iterations >= 0, f"inference.iterations={iterations}: must be 0 or above")
         _require(
-            normalization in ("none", "symmetric"),
-            f"inference.normalization={normalization}: choose none or symmetric",
+            kernel_normalization in ("none", "symmetric"),
+            f"inference.kernel_normalization={kernel_normalization}: choose none or symmetric",
         )
         _require(
             gaussian_kernel in ("lattice", "exact"),
@@ -82,7 +82,7 @@ class CRFPredictor:
             bilateral_sd=bilateral_sd,
             bilateral_sd_rgb=bilateral_sd_rgb,
             bilateral_weight=bilateral_weight,
-            normalization=normalization,
+            kernel_normalization=kernel_normalization,
             gaussian_kernel=gaussian_kernel,
         )
 
@@ -104,7 +104,7 @@ def dense_crf(
     bilateral_sd: float = 20.0,
     bilateral_sd_rgb: float = 3.0,
     bilateral_weight: float = 5.0,
-    normalization: Literal["none", "symmetric"] = "none",
+    kernel_normalization: Literal["none", "symmetric"] = "none",
     gaussian_kernel: Literal["lattice", "exact"] = "lattice",
 ) -> Tensor:
     """Marginals of the fully connected CRF of Kraehenbuehl & Koltun 2011 by mean field (their Algorithm 1).
@@ -125,7 +125,7 @@ def dense_crf(
         bilateral_sd: Standard deviation of the second kernel, in pixels.
         bilateral_sd_rgb: Standard deviation of the second kernel in each colour, in units of 0..255.
         bilateral_weight: Of the second kernel.
-        normalization: ``none`` multiplies the weights with plain kernel sums, as DeconvNet's script does;
+        kernel_normalization: ``none`` multiplies the weights with plain kernel sums, as DeconvNet's script does;
             ``symmetric`` takes D^-1/2 K D^-1/2, D being the sums over the rows of K (Kraehenbuehl & Koltun 2013).
         gaussian_kernel: ``lattice``, or ``exact`` for the first kernel itself, cut off at five standard deviations,
             where it is 4e-6; the second kernel has no such form.
@@ -152,7 +152,7 @@ def dense_crf(
 
     # half precision would do to the sums over a thousand pixels what it does not do to the net
     with torch.autocast(device.type, enabled=False):
-        if normalization == "symmetric":
+        if kernel_normalization == "symmetric":
             terms = [(weight, Symmetric(kernel, height * width, device)) for weight, kernel in terms]
         log = probabilities.float().clamp(min=torch.finfo(torch.float32).tiny).log()
         marginals = mean_field(log.view(classes, -1).T.contiguous(), terms, iterations)

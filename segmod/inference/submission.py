@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from segmod.ground.errors import UserError
+from segmod.ground.files import replacing
 
 
 class Submission:
@@ -65,7 +66,7 @@ class Submission:
     def pack(self) -> Path:
         """Write the archive, with ``results`` at its root; equal files give equal bytes."""
         with (
-            self.archive.open("wb") as file,
+            replacing(self.archive) as file,
             gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as zipped,
             tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ):

@@ -100,20 +100,6 @@ class Hypercolumn(nn.Module):
             return p.clamp_min(torch.finfo(p.dtype).tiny).log()
         return scores
 
-    def forward_points(self, image: Tensor, points: Tensor) -> Tensor:
-        """Logits at chosen pixels, from the same weights as `forward`.
-
-        They are those of the pixel itself: with ``grid_out``, `forward` interpolates between pixels of its raster.
-
-        Args:
-            image: (B, 3, H, W).
-            points: int64 (B, P, 2), row and column.
-
-        Returns:
-            (B, P, K).
-        """
-        return self.classify(self.point_features(image, points), self.point_cells(image, points))
-
     def point_features(self, image: Tensor, points: Tensor) -> Tensor:
         """Hypercolumns at chosen pixels, not standardised.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from segmod.ground.torch_private import BatchNorm
 from segmod.ground.types import IGNORE_INDEX
 
 Targets = Literal["majority", "nearest"]
@@ -47,7 +48,7 @@ def recompute(layer: nn.Module, *inputs: Tensor) -> Any:
 @contextmanager
 def _untracked(layer: nn.Module) -> Iterator[None]:
     """Keep the batch norms of a layer from updating their running statistics."""
-    norms = [part for part in layer.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms = [part for part in layer.modules() if isinstance(part, BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal import utils as hydra_internals
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segmod.ground.errors import UserError
 from segmod.runs import folders as runs
+from segmod.runs.hydra_private import let_errors_through
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -44,14 +44,13 @@ def entry(name: str) -> Callable[[], None]:
     def main() -> None:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         runs.register_resolvers()
-        # Hydra would print and exit by itself; let errors through, to be told in one line
-        hydra_internals.run_and_report = lambda func: func()
         if not runs.is_leader():
             sys.argv.append("hydra/job_logging=none")
         returned: list[Any] = []
         job = partial(_run_job, name, returned)
         job.__module__ = f"segmod.commands.{name}"  # after which Hydra names the job and its log
         try:
+            let_errors_through()
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
             after = getattr(sys.modules.get(f"segmod.commands.{name}"), "after", None)
             if after is not None and returned:
@@ -183,7 +182,7 @@ def _suggest(key: str, config_name: str) -> str:
             cfg = compose(config_name, overrides=groups)
     except Exception:
         return "--cfg job prints the keys there are"
-    keys = _keys(cfg)
+    keys = _keys(OmegaConf.to_container(cfg))
     last = {k.rpartition(".")[2]: k for k in reversed(keys)}
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
     close += [last[k] for k in difflib.get_close_matches(wrong, last, n=1, cutoff=0.7)]
@@ -191,12 +190,8 @@ def _suggest(key: str, config_name: str) -> str:
     return f"{hint}--cfg job prints the keys there are, +{key}=... adds one"
 
 
-def _keys(cfg: Any, prefix: str = "") -> list[str]:
-    if not OmegaConf.is_dict(cfg):
-        return [prefix]
+def _keys(node: Any, prefix: str = "") -> list[str]:
     found = [prefix] if prefix else []
-    for key in cfg:
-        if str(key) not in ("hydra",):
-            node = cfg._get_node(key)
-            found += _keys(node, f"{prefix}.{key}" if prefix else str(key))
+    for key, value in node.items() if isinstance(node, dict) else ():
+        found += _keys(value, f"{prefix}.{key}" if prefix else str(key))
     return found

@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
+from segmod.ground.files import replace_text
 from segmod.runs.environment import git_commit, hardware, peak_memory, versions
 
 log = logging.getLogger(__name__)
@@ -216,8 +217,7 @@ def open_run(cfg: DictConfig) -> Run:
                 "choose another name=..., or overwrite=true to start anew"
             )
     if leader:
-        run.config_file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.config_file, OmegaConf.to_yaml(cfg))
+        replace_text(run.config_file, OmegaConf.to_yaml(cfg))
     return run
 
 
@@ -276,16 +276,8 @@ def record(
         "versions": versions(),
         "hardware": hardware(),
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / "metrics.json", json.dumps(contents, indent=2) + "\n")
+    replace_text(directory / "metrics.json", json.dumps(contents, indent=2) + "\n")
     return contents
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file whole: no reader sees half of it."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def is_leader() -> bool:

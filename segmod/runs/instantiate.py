@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import types as python_types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -70,7 +71,7 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
     for name, value in arguments.items():
         if name not in parameters and not takes_any:
             raise UserError(
-                f"{key}.{name}: {node['_target_']} takes no such argument; it takes {', '.join(parameters)}"
+                f"{key}.{name}: {node['_target_']} takes no such argument; {_alternatives(name, parameters)}"
             )
         if value == "???":
             raise UserError(f"{key}.{name} is required: give {key}.{name}=...")
@@ -86,6 +87,11 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
             )
             if needed and name not in arguments and name not in (given or {}):
                 raise UserError(f"{key}.{name} is required by {node['_target_']}: give {key}.{name}=...")
+
+
+def _alternatives(name: str, parameters: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, parameters, n=1)
+    return f"did you mean {close[0]}?" if close else f"it takes {', '.join(parameters)}"
 
 
 def _locate(path: str, key: str) -> Callable[..., Any]:

@@ -86,11 +86,9 @@ def child_command(local_rank: int) -> tuple[Sequence[str], str]:
 
 def prepare_lightning() -> None:
     """Make Lightning start further ranks with `child_command`, and keep its remarks for real warnings."""
-    from lightning.fabric.strategies.launchers import subprocess_script as fabric_script
-    from lightning.pytorch.strategies.launchers import subprocess_script as pytorch_script
+    from segmod.training.lightning_private import start_ranks_by
 
-    for script in (fabric_script, pytorch_script):
-        setattr(script, "_hydra_subprocess_cmd", child_command)  # noqa: B010 (private, and imported by name)
+    start_ranks_by(child_command)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segmod.runs import folders as runs
-from segmod.runs.jobs import without_weights
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +98,13 @@ def read_score(path: Path) -> Score:
         reported=contents.get("reported") or [],
         net=_net(cfg),
     )
+
+
+def without_weights(node: Any) -> Any:
+    """A resolved node of a net with every ``weights`` set to null: costs do not depend on them."""
+    if isinstance(node, dict):
+        return {key: None if key == "weights" else without_weights(value) for key, value in node.items()}
+    return [without_weights(item) for item in node] if isinstance(node, list) else node
 
 
 def _net(cfg: DictConfig) -> Any:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import tempfile
+import time
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+from segmod import measure
 from segmod.ground.errors import UserError
+from segmod.ground.memory import keep_freed_memory
+from segmod.ground.types import Batch
+from segmod.runs.instantiate import instantiate
+from segmod.runs.launch import prepare_lightning
+from segmod.training.module import SegmentationModule
 
-if TYPE_CHECKING:
-    import torch
-
-    from segmod.training.module import SegmentationModule
-
-_LIBRARIES = [
-    "torch", "torch._dynamo", "lightning", "torchvision", "segmod.training.module",
-    "segmod.measure", "segmod.runs.instantiate",
-]  # fmt: skip
-_AUTOCAST = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def run(kind: str, model: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def run(kind: str, model: dict[str, Any], settings: dict[str, Any]) -> dict[str,
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload(_LIBRARIES)
+        context.set_forkserver_preload([__name__, "torch._dynamo"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, kind, model, settings))
     process.start()
@@ -82,10 +85,6 @@ def _child(answer: Connection, kind: str, model: dict[str, Any], settings: dict[
 
 def perform(kind: str, model: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Make one trial in this process, see `run`."""
-    import torch
-
-    from segmod.ground.memory import keep_freed_memory
-
     keep_freed_memory()
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
@@ -102,8 +101,6 @@ def device_of(name: str) -> torch.device:
     Raises:
         UserError: This machine has none of that kind.
     """
-    import torch
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):
@@ -116,12 +113,14 @@ def device_of(name: str) -> torch.device:
 
 def build(model: dict[str, Any]) -> SegmentationModule:
     """The module of a config, with random weights."""
-    from omegaconf import OmegaConf
-
-    from segmod.runs.instantiate import instantiate
-
     module: SegmentationModule = instantiate(OmegaConf.create({"model": model}), "model")
     return module
+
+
+def noise(module: SegmentationModule, settings: dict[str, Any], device: str | torch.device) -> Batch:
+    """A batch of the settings' size for a module."""
+    height, width = settings["size"]
+    return measure.random_batch(settings["batch"], (height, width), int(module.net.num_classes), device)  # type: ignore[arg-type]
 
 
 def count(model: dict[str, Any], settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -132,10 +131,8 @@ def count(model: dict[str, Any], settings: dict[str, Any], device: torch.device)
     """
     try:
         return counts_on("meta", model, settings, device)  # shapes without numbers
-    except (
-        RuntimeError,
-        ValueError,
-    ):  # shapes depend on numbers somewhere, or a layer refuses the size: see what is really so
+    except (RuntimeError, ValueError):
+        # shapes depend on numbers somewhere, or a layer refuses the size: see what is really so
         return counts_on(device, model, settings, device)
 
 
@@ -143,14 +140,8 @@ def counts_on(
     where: str | torch.device, model: dict[str, Any], settings: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """What `count` returns, by passes on a device that may be ``meta``."""
-    import torch
-
-    from segmod import measure
-
-    height, width = settings["size"]
     module = build(model).to(where)
-    classes = int(module.net.num_classes)  # type: ignore[arg-type]
-    batch = measure.random_batch(settings["batch"], (height, width), classes, where)
+    batch = noise(module, settings, where)
     values: dict[str, Any] = measure.parameters(module.net)
     try:
         with torch.no_grad():
@@ -158,15 +149,15 @@ def counts_on(
     except (RuntimeError, ValueError) as error:
         if where == "meta" or isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"size={height}x{width}: the net refuses images of this size ({reason})") from error
+        size, reason = "x".join(map(str, settings["size"])), str(error).splitlines()[0]
+        raise UserError(f"size={size}: the net refuses images of this size ({reason})") from error
     values["forward_macs"] = values["forward_flops"] // 2
-    if trains_on_images(module):
+    if type(module).adapt is SegmentationModule.adapt:
         values["train_flops"] = measure.flops(lambda: module.compute_loss(batch).backward())  # type: ignore[no-untyped-call]
         module.zero_grad()
         if settings["precision"] in _AUTOCAST and where == "meta":  # autocast decides what is saved, and knows no meta
             module = module.to_empty(device=device)
-            batch = measure.random_batch(settings["batch"], (height, width), classes, device)
+            batch = noise(module, settings, device)
         with precision(settings["precision"], device):
             values["saved_activation_bytes"] = measure.saved_bytes(lambda: module.compute_loss(batch), module)
     elif {"train", "memory"} & set(settings["what"]):
@@ -177,31 +168,40 @@ def counts_on(
     return {"values": values}
 
 
-def trains_on_images(module: SegmentationModule) -> bool:
-    """Whether the module trains on the images of its datamodule, and not on what it makes of them."""
-    from segmod.training.module import SegmentationModule
-
-    return type(module).adapt is SegmentationModule.adapt
-
-
-def precision(name: str, device: torch.device) -> Any:
+def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast as Lightning's mixed precision has it, or nothing."""
-    import torch
+    return torch.autocast(device.type, _AUTOCAST[name]) if name in _AUTOCAST else nullcontext()
 
-    if name not in _AUTOCAST:
-        return nullcontext()
-    return torch.autocast(device.type, getattr(torch, _AUTOCAST[name]))
+
+class StepClock(L.Callback):
+    """Times every training step: loss, backward pass and optimiser; the wait for data is left out.
+
+    Attributes:
+        seconds: Wall and CPU seconds (of all threads) of each step.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[tuple[float, float]] = []
+        self._started = (0.0, 0.0)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start once the device is idle."""
+        measure.synchronize(pl_module.device)
+        self._started = (time.perf_counter(), time.process_time())
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop once the device is idle again."""
+        measure.synchronize(pl_module.device)
+        wall, cpu = self._started
+        self.seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
 
 
 def train(model: dict[str, Any], settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Steps as ``segmod-train`` makes them, on one batch of noise; seconds of each and peak memory of all."""
-    import lightning as L
-    from torch.utils.data import DataLoader
-
-    from segmod import measure
-    from segmod.runs.launch import prepare_lightning
-    from segmod.training.clock import StepClock
-
     prepare_lightning()
     clock = StepClock()
     steps = settings["warmup"] + settings["steps"]
@@ -224,27 +224,19 @@ def train(model: dict[str, Any], settings: dict[str, Any], device: torch.device)
         )
         peak = measure.PeakMemory(device)
         module = build(model)
-        height, width = settings["size"]
-        classes = int(module.net.num_classes)  # type: ignore[arg-type]
-        batch = measure.random_batch(settings["batch"], (height, width), classes)
+        batch = noise(module, settings, "cpu")
         trainer.fit(module, DataLoader([batch] * steps, batch_size=None))  # type: ignore[arg-type]
     return _found(clock.seconds[settings["warmup"] :], peak.read())
 
 
 def test(model: dict[str, Any], settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Forward passes of the net in eval mode, one batch of noise; seconds of each and peak memory of all."""
-    import torch
-
-    from segmod import measure
-
     peak = measure.PeakMemory(device)
     module = build(model)
     if module.compile_net:
         module.net.compile()
     net = module.net.to(device).eval()
-    height, width = settings["size"]
-    classes = int(net.num_classes)  # type: ignore[arg-type]
-    image = measure.random_batch(settings["batch"], (height, width), classes, device)["image"]
+    image = noise(module, settings, device)["image"]
     if module.channels_last:
         image = image.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), precision(settings["precision"], device):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from segmod.ground.errors import UserError
+from segmod.ground.torch_private import BatchNorm
 
 
 class FreezeBatchNorm(L.Callback):
@@ -28,7 +28,7 @@ class FreezeBatchNorm(L.Callback):
         if epochs < 0:
             raise UserError(f"callbacks.freeze_batch_norm.epochs={epochs}: must be 0 or more")
         self.epochs = epochs
-        self._norms: list[_BatchNorm] = []
+        self._norms: list[BatchNorm] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the layers.
@@ -36,7 +36,7 @@ class FreezeBatchNorm(L.Callback):
         Raises:
             UserError: There is none.
         """
-        self._norms = [part for part in pl_module.modules() if isinstance(part, _BatchNorm)]
+        self._norms = [part for part in pl_module.modules() if isinstance(part, BatchNorm)]
         if not self._norms:
             raise UserError(
                 "callbacks.freeze_batch_norm: the net has no batch norm; set callbacks.freeze_batch_norm=null"

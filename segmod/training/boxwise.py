@@ -77,9 +77,6 @@ class BoxwiseModule(SegmentationModule):
         """Class probabilities of whole images, float32 (B, K, H, W)."""
         net = _Recorder(self.net)
         self._seen = net.seen
-        if self.predictor is None:
-            logits: Tensor = net(batch["image"])
-            return logits.float().softmax(1)
         return self.predictor(net, batch)
 
     def setup(self, stage: str) -> None:

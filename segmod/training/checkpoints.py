@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -16,6 +15,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from segmod.ground.errors import UserError
+from segmod.ground.files import remove_parts, replacing
+from segmod.training.lightning_private import forget_sigterm, half_accumulated, load_loader_states, mid_epoch
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,17 +28,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: The file cannot be written (disk full, no permission); the old checkpoint is kept.
         """
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with replacing(path) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            part.unlink(missing_ok=True)
             raise UserError(
                 f"cannot write checkpoint {path} ({error}): free some disk space, then run again"
             ) from error
@@ -117,10 +111,10 @@ class Checkpoints(L.Callback):
         self.elapsed = state_dict["wall_time"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove what a crash left half-written."""
+        """Remove what a crash left half-written here and in the folder of the run."""
         if trainer.is_global_zero:
-            for part in self.last.parent.glob("*.part"):
-                part.unlink(missing_ok=True)
+            for folder in (self.last.parent, trainer.default_root_dir):
+                remove_parts(folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; give a resumed loader its place in the epoch.
@@ -128,7 +122,7 @@ class Checkpoints(L.Callback):
         Lightning does that itself, but not where a schedule has asked for the length of the training before: the
         loader is then made too early. The loader starts at the first batch asked for, so now is early enough.
         """
-        trainer.fit_loop._load_combined_loader_states()
+        load_loader_states(trainer)
         self._started = time.monotonic()
         self._saved_step = trainer.global_step
 
@@ -212,7 +206,7 @@ class StopOnSignal(L.Callback):
         self._step = trainer.global_step
         if trainer.received_sigterm:  # while the run was being set up
             self._signum = signal.SIGTERM
-            trainer._signal_connector.received_sigterm = False
+            forget_sigterm(trainer)
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._before[signum] = signal.signal(signum, self._note)
@@ -278,15 +272,3 @@ class StopOnSignal(L.Callback):
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before.clear()
-
-
-def half_accumulated(trainer: L.Trainer) -> bool:
-    """Whether gradients of the batches so far wait for those of the next one."""
-    return trainer.fit_loop.epoch_loop._should_accumulate()
-
-
-def mid_epoch(trainer: L.Trainer) -> bool:
-    """Whether the training batch that has just ended is followed by another one, and not by a validation."""
-    loop = trainer.fit_loop
-    validates = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-    return not (validates or loop.epoch_loop.batch_progress.is_last_batch)

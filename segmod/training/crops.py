@@ -136,7 +136,7 @@ class BoxCropDataModule(L.LightningDataModule):
         boxes = self.train_dataset.boxes
         window = None if len(np.unique(boxes.image)) <= self.cache_images else max(1, self.cache_images // 2)
         order = CropOrder(boxes, self.images.seed, *self.images.place(), balance=self.balance, window=window)
-        return self.images.loader(self.train_dataset, order, self.images.batch_a_process(), persistent=True)
+        return self.images.loader(self.train_dataset, order, self.images.batch_a_process())
 
     def val_dataloader(self) -> ResumableLoader:
         """Return the loader of the validation crops, each once over all processes, in batches as in training."""
@@ -144,11 +144,7 @@ class BoxCropDataModule(L.LightningDataModule):
             self.setup("validate")
         assert self.val_dataset is not None
         order = EvaluationOrder(len(self.val_dataset), *self.images.place())
-        return self.images.loader(self.val_dataset, order, self.images.batch_a_process(), persistent=True)
-
-    def evaluation_dataloader(self, split: str) -> ResumableLoader:
-        """Return the loader of the whole images of a split."""
-        return self.images.evaluation_dataloader(split)
+        return self.images.loader(self.val_dataset, order, self.images.batch_a_process())
 
     def _crops(self, split: str, boxes: Boxes, transform: Any) -> BoxCrops:
         return BoxCrops(

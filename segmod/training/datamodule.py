@@ -129,24 +129,17 @@ class SegmentationDataModule(LightningDataModule):
             f"set data.crop_size or data.squash, or data.batch_size={world_size}",
         )
         order = TrainingOrder(len(self.train_dataset), self.seed, rank, world_size)
-        return self.loader(self.train_dataset, order, each, persistent=True)
+        return self.loader(self.train_dataset, order, each)
 
     def val_dataloader(self) -> ResumableLoader:
         """Return the loader of the validation split, each image once over all processes."""
         if self.val_dataset is None:
             self.setup("validate")
         assert self.val_dataset is not None
-        return self._evaluation_loader(self.val_dataset, persistent=True)
-
-    def evaluation_dataloader(self, split: str) -> ResumableLoader:
-        """Return a loader like `val_dataloader` for any split."""
-        return self._evaluation_loader(self.dataset(split, self.eval_transform), persistent=False)
-
-    def _evaluation_loader(self, dataset: SegmentationDataset, persistent: bool) -> ResumableLoader:
-        return self.loader(dataset, EvaluationOrder(len(dataset), *self.place()), 1, persistent)
+        return self.loader(self.val_dataset, EvaluationOrder(len(self.val_dataset), *self.place()), 1)
 
     def loader(
-        self, dataset: Dataset[Sample], order: TrainingOrder | EvaluationOrder, batch_size: int, persistent: bool
+        self, dataset: Dataset[Sample], order: TrainingOrder | EvaluationOrder, batch_size: int
     ) -> ResumableLoader:
         """Return a loader of any samples, set up as those of this datamodule are.
 
@@ -154,7 +147,6 @@ class SegmentationDataModule(LightningDataModule):
             dataset: the samples.
             order: their order.
             batch_size: samples a batch of this process.
-            persistent: keep the workers from epoch to epoch.
         """
         workers = self.workers()
         return ResumableLoader(
@@ -163,7 +155,7 @@ class SegmentationDataModule(LightningDataModule):
             sampler=order,
             drop_last=isinstance(order, TrainingOrder),
             num_workers=workers,
-            persistent_workers=persistent and workers > 0,
+            persistent_workers=workers > 0,
             pin_memory=self._on_cuda(),
             worker_init_fn=prepare_worker,
             # A generator of its own, for a loader would draw a number from the global one each time it is iterated.

@@ -18,6 +18,8 @@ from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from segmod.ground.errors import UserError
+from segmod.ground.printing import write_csv
+from segmod.training.lightning_private import wandb_arguments
 
 
 class CSVLogger(Logger):
@@ -81,13 +83,9 @@ class CSVLogger(Logger):
         if not self._unsaved or self._rows is None:
             return
         columns = sorted({key for row in self._rows.values() for key in row} - {"step", "epoch"})
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".csv.partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", "epoch", *columns], restval="")
-            writer.writeheader()
-            writer.writerows(self._rows[step] for step in sorted(self._rows))
-        os.replace(partial, self._path)
+        header = ["step", "epoch", *columns]
+        rows = [[self._rows[step].get(key, "") for key in header] for step in sorted(self._rows)]
+        write_csv(self._path, [header, *rows])
         self._unsaved = 0
 
     @rank_zero_only
@@ -140,7 +138,7 @@ class WandbLogger(LightningWandbLogger):
     def _start(self) -> Any:
         import wandb
 
-        arguments = {key: value for key, value in self._wandb_init.items() if value is not None}
+        arguments = wandb_arguments(self)
         arguments["settings"] = wandb.Settings(init_timeout=30, silent=True)
         try:
             if arguments["mode"] == "online" and not wandb.login(prompt=False):

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from segmod.ground.errors import UserError
 from segmod.ground.types import Batch, Predictor, labels_of
+from segmod.inference.dense import DensePredictor
 from segmod.metrics import SegmentationMetrics, summarise
 from segmod.nets import checkpoint
 from segmod.optim import ParamRule, param_groups, scale_groups
@@ -32,7 +33,7 @@ class SegmentationModule(L.LightningModule):
         loss: Maps (logits, mask) to a scalar.
         optimizer: Takes parameter groups, returns an optimiser (``_partial_: true`` in the config).
         scheduler: Takes the optimiser (and ``total_steps``, ``steps_per_epoch`` if it has them), returns a schedule.
-        predictor: Scores whole images in validation; None for one plain forward pass.
+        predictor: Scores whole images in validation; None for `DensePredictor`, one plain forward pass.
         param_rules: Learning-rate and decay multipliers by parameter name, first match wins.
         init_from: Checkpoint whose net weights to start from, where names and shapes agree.
         compile: Compile the net in place (state-dict keys stay as they are).
@@ -58,7 +59,7 @@ class SegmentationModule(L.LightningModule):
         self.loss = loss
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.predictor = predictor
+        self.predictor: Predictor = predictor or DensePredictor()
         self.param_rules = param_rules
         self.init_from = init_from
         self.compile_net = compile
@@ -79,9 +80,6 @@ class SegmentationModule(L.LightningModule):
 
     def predict_scores(self, batch: Batch) -> Tensor:
         """Class probabilities of whole images, float32 (B, K, H, W)."""
-        if self.predictor is None:
-            logits: Tensor = self.net(batch["image"])
-            return logits.float().softmax(1)
         return self.predictor(self.net, batch)
 
     def adapt(self, datamodule: L.LightningDataModule) -> L.LightningDataModule:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from segmod.ground.errors import UserError
+from segmod.ground.torch_private import BatchNorm
 from segmod.ground.types import Batch
 from segmod.training.module import SegmentationModule
 
@@ -41,9 +41,7 @@ class PreciseBN(SegmentationModule):
         self.scheduler = None
         net.train()
         self._norms = [
-            part
-            for part in net.modules()
-            if isinstance(part, _BatchNorm) and part.track_running_stats and part.training
+            part for part in net.modules() if isinstance(part, BatchNorm) and part.track_running_stats and part.training
         ]
         if not self._norms:
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from segmod.data.order import ResumableLoader, TrainingOrder, prepare_worker
 from segmod.ground.errors import UserError
+from segmod.ground.files import replacing
 from segmod.ground.types import IGNORE_INDEX, Batch, Sample
 from segmod.training.module import SegmentationModule
 
@@ -181,10 +181,6 @@ class PointsDataModule(L.LightningDataModule):
         """The validation images."""
         return self.images.val_dataloader()
 
-    def evaluation_dataloader(self, split: str) -> Any:
-        """The images of a split."""
-        return self.images.evaluation_dataloader(split)
-
     def _points(self, folder: Path, first: bool) -> Points:
         """The pixels of this run: from its folder, or drawn now by the first process and left there for all."""
         path = folder / "points.pt"
@@ -195,16 +191,18 @@ class PointsDataModule(L.LightningDataModule):
         }
         if first and _read(path, drawn_as) is None:
             workers = self.images.val_dataloader().num_workers  # data.num_workers, or what null comes to
-            _write(path, {"drawn_as": drawn_as, **self.module.collect(self.images.train_dataset, workers)})
+            points = self.module.collect(self.images.train_dataset, workers)
+            with replacing(path) as file:
+                torch.save({"drawn_as": drawn_as, **points}, file)
         self.module.trainer.strategy.barrier("points")
-        points = _read(path, drawn_as)
-        if points is None:
+        read = _read(path, drawn_as)
+        if read is None:
             raise UserError(
                 f"{path} cannot be read back: is there room on the disk, and do all processes see this folder?"
             )
-        features = points["features"]
+        features = read["features"]
         self.module.point_net.standardise_by(features.mean(0), features.std(0, correction=0))
-        return points
+        return read
 
 
 class _Rows(Dataset[Points]):
@@ -252,17 +250,6 @@ def _read(path: Path, drawn_as: dict[str, int]) -> Points | None:
     if content.pop("drawn_as", None) != drawn_as:
         return None
     return cast(Points, content)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write a file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        torch.save(content, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -5,6 +5,7 @@ import csv
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,31 @@ def test_warm_up_is_not_counted() -> None:
     calls: list[int] = []
     assert len(measure.timed(lambda: calls.append(1), CPU, passes=3, warmup=2)) == 3
     assert len(calls) == 5
+
+
+def test_works_take_turns_and_the_fastest_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    # wall seconds of each run, in their order: a warms up for no time that counts; then a b b a, a b b a
+    runs = iter([5.0, 7.0, 8.0, 3.0, 4.0, 6.0, 9.0, 2.0])
+    clock = {"wall": 0.0, "cpu": 0.0}
+
+    def work(name: str) -> None:
+        calls.append(name)
+        if len(calls) > 2:
+            seconds = next(runs)
+            clock["wall"] += seconds
+            clock["cpu"] += seconds / 2
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock["wall"])
+    monkeypatch.setattr(measure.time, "process_time", lambda: clock["cpu"])
+    best = measure.in_turns({name: partial(work, name) for name in "ab"}, rounds=2)
+    assert "".join(calls) == "ab" + "abba" * 2
+    assert best == {"a": (2.0, 1.0), "b": (6.0, 3.0)}  # a: 5, 3, 4, 2; b: 7, 8, 6, 9
+
+
+def test_peak_memory_of_a_work_in_a_process_of_its_own() -> None:
+    # prepared is the call torch.ones(32 * 2**18), of 4 bytes each: 32 MiB; pages may have been there
+    assert 32 * 2**20 <= measure.peak_of(partial, torch.ones, 32 * 2**18) + 2**20 < 48 * 2**20
 
 
 def test_a_training_trial_trains(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,14 +251,14 @@ def test_a_sweep_of_training_with_its_papers_ratios(segmod: Any, here: Any) -> N
 
 
 def test_jobs_are_called_by_what_tells_them_apart() -> None:
-    from segmod.runs.jobs import Job, label
+    from segmod.commands.benchmark import Job, label_jobs
 
     def labels(*places: tuple[str, str, int]) -> list[str]:
         jobs = [
             Job(name, Path("runs", name, overrides), {}, {**SETTINGS, "batch": batch}, ["flops"], {}, {})
             for name, overrides, batch in places
         ]
-        label(jobs)
+        label_jobs(jobs)
         return [job.label for job in jobs]
 
     assert labels(("a", "lr-1+width-2", 1)) == ["a"]
@@ -244,8 +270,7 @@ def test_jobs_are_called_by_what_tells_them_apart() -> None:
 
 
 def test_the_papers_ratio_is_that_of_its_numbers() -> None:
-    from segmod.runs.comparison import paper_ratio
-    from segmod.runs.jobs import Job
+    from segmod.commands.benchmark import Job, paper_ratio
 
     def job(seconds: float | None) -> Job:
         metrics = {"test_time_s": seconds} if seconds else {}

@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.commands.evaluate import settle
-from segmod.data.synthetic import write_voc_tree
+from segmod.data.synthetic import SyntheticScenes, write_voc_tree
 from segmod.runs import cli
 from segmod.runs import folders as runs
 
@@ -99,6 +100,25 @@ def test_mistakes(overrides: list[str], message: str, segmod: Any, capfd: Any, t
     assert len(lines) == 1, error
     assert message in lines[0]
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "arguments", [("proposals", *SCENES), ("train", "inference=proposals"), ("train", "experiment=deconvnet_stage2")]
+)
+def test_an_opencv_without_edgeboxes_is_told_before_any_image_is_read(
+    arguments: tuple[str, ...], segmod: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def read(*_: Any) -> None:
+        raise AssertionError("too early")
+
+    monkeypatch.delattr(cv2.ximgproc, "createEdgeBoxes")
+    monkeypatch.setattr(SyntheticScenes, "read", read)
+    command, *overrides = arguments
+    data = () if command == "proposals" else ("data=synthetic", "data.num_workers=0", "init_from=null")
+    assert segmod(command, *overrides, *data) == 1
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("segmod: error: ")]
+    assert "this OpenCV has no EdgeBoxes (cv2.ximgproc)" in line
+    assert "pip install --force-reinstall --no-deps opencv-contrib-python-headless" in line
 
 
 def test_the_root_may_come_from_the_environment(segmod: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

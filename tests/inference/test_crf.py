@@ -123,36 +123,36 @@ def test_mean_field_is_algorithm_1() -> None:
     assert (expected - probabilities).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("normalization", ["none", "symmetric"])
-def test_distance_term_alone_is_that_of_dense_matrices(normalization: str) -> None:
+@pytest.mark.parametrize("kernel_normalization", ["none", "symmetric"])
+def test_distance_term_alone_is_that_of_dense_matrices(kernel_normalization: str) -> None:
     probabilities = distributions(3, 5, 4)
     kernel = dense(places(5, 4) / 1.5)
-    if normalization == "symmetric":
+    if kernel_normalization == "symmetric":
         total = kernel.sum(1)
         kernel = kernel / (total[:, None] * total[None]).sqrt()
     expected = mean_field(probabilities.view(3, -1).double().log().T, [(2.0, kernel)], iterations=10).T.view(3, 5, 4)
     marginals = dense_crf(
         probabilities, picture(5, 4), gaussian_sd=1.5, gaussian_weight=2.0, bilateral_weight=0,
-        normalization=normalization, gaussian_kernel="exact",
+        kernel_normalization=kernel_normalization, gaussian_kernel="exact",
     )  # fmt: skip
     assert marginals.dtype == torch.float32
     torch.testing.assert_close(marginals.double(), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("normalization", ["none", "symmetric"])
-def test_both_terms_are_mean_field_on_the_two_lattices(normalization: str) -> None:
+@pytest.mark.parametrize("kernel_normalization", ["none", "symmetric"])
+def test_both_terms_are_mean_field_on_the_two_lattices(kernel_normalization: str) -> None:
     probabilities, image = distributions(4, 6, 5), picture(6, 5)
     place, unit = places(6, 5), np.eye(30)
     features = [place / 2, np.concatenate([place / 4, image.reshape(-1, 3) / 6], axis=1)]
     matrices = [torch.from_numpy(lattice_by_loops(f, unit)) for f in features]
-    if normalization == "symmetric":
+    if kernel_normalization == "symmetric":
         sums = [m.sum(1) for m in matrices]
         matrices = [m / torch.outer(s, s).sqrt() for m, s in zip(matrices, sums, strict=True)]
     terms: list[tuple[float, Kernel]] = list(zip((0.7, 1.1), matrices, strict=True))
     expected = mean_field(probabilities.view(4, -1).double().log().T, terms, iterations=3).T.view(4, 6, 5)
     marginals = dense_crf(
         probabilities, image, iterations=3, gaussian_sd=2, gaussian_weight=0.7, bilateral_sd=4, bilateral_sd_rgb=6,
-        bilateral_weight=1.1, normalization=normalization,
+        bilateral_weight=1.1, kernel_normalization=kernel_normalization,
     )  # fmt: skip
     torch.testing.assert_close(marginals.double(), expected, atol=1e-4, rtol=1e-3)
 
@@ -225,12 +225,12 @@ def test_without_pairwise_terms_the_probabilities_stay(settings: dict[str, int])
     torch.testing.assert_close(dense_crf(probabilities, picture(9, 7), **settings), probabilities)
 
 
-@pytest.mark.parametrize("normalization", ["none", "symmetric"])
-def test_certain_pixels_give_no_nan(normalization: str) -> None:
+@pytest.mark.parametrize("kernel_normalization", ["none", "symmetric"])
+def test_certain_pixels_give_no_nan(kernel_normalization: str) -> None:
     probabilities = torch.zeros(3, 8, 8)
     probabilities[0, :, :4] = 1
     probabilities[2, :, 4:] = 1
-    marginals = dense_crf(probabilities, picture(8, 8), normalization=normalization)
+    marginals = dense_crf(probabilities, picture(8, 8), kernel_normalization=kernel_normalization)
     assert marginals.isfinite().all()
     torch.testing.assert_close(marginals.sum(0), torch.ones(8, 8))
 
@@ -267,7 +267,7 @@ def test_predictor_scores_each_image_of_a_batch_by_its_own_pixels() -> None:
         "name": ["a", "b"],
         "index": torch.arange(2),
     }
-    settings = {"iterations": 2, "bilateral_sd": 5.0, "gaussian_weight": 0.5, "normalization": "symmetric"}
+    settings = {"iterations": 2, "bilateral_sd": 5.0, "gaussian_weight": 0.5, "kernel_normalization": "symmetric"}
     result = CRFPredictor(Fixed(scores), **settings)(nn.Identity(), batch)  # type: ignore[arg-type]
     expected = [dense_crf(s, image, **settings) for s, image in zip(scores, (first, second), strict=True)]  # type: ignore[arg-type]
     assert torch.equal(result, torch.stack(expected))
@@ -285,7 +285,7 @@ def test_half_precision_around_it_changes_nothing(gaussian_kernel: str) -> None:
     ("key", "value"),
     [
         ("iterations", -1), ("gaussian_sd", 0.0), ("gaussian_weight", -3.0), ("bilateral_sd", -20.0),
-        ("bilateral_sd_rgb", 0.0), ("bilateral_weight", math.nan), ("normalization", "after"),
+        ("bilateral_sd_rgb", 0.0), ("bilateral_weight", math.nan), ("kernel_normalization", "after"),
         ("gaussian_kernel", "box"),
     ],
 )  # fmt: skip
@@ -305,19 +305,19 @@ def test_config_builds_it_on_any_predictor() -> None:
         other = compose(
             "train", ["inference=crf", "inference@inference.predictor=multiscale", "inference.iterations=3"]
         )
-        wrong = compose("train", ["inference=crf", "inference.normalization=before"])
+        wrong = compose("train", ["inference=crf", "inference.kernel_normalization=before"])
     assert type(instantiate(plain, "inference").predictor).__name__ == "DensePredictor"
     built = instantiate(other, "inference")
     assert type(built.predictor).__name__ == "MultiScalePredictor"
     assert built.crf.keywords["iterations"] == 3
-    with pytest.raises(UserError, match=r"inference\.normalization"):
+    with pytest.raises(UserError, match=r"inference\.kernel_normalization"):
         instantiate(wrong, "inference")
 
 
 def test_agrees_with_the_code_of_the_authors() -> None:
     densecrf = pytest.importorskip("pydensecrf.densecrf")
     probabilities, image = distributions(5, 40, 50), picture(40, 50)
-    for normalization, constant in (
+    for kernel_normalization, constant in (
         ("none", densecrf.NO_NORMALIZATION),
         ("symmetric", densecrf.NORMALIZE_SYMMETRIC),
     ):
@@ -326,7 +326,7 @@ def test_agrees_with_the_code_of_the_authors() -> None:
         theirs.addPairwiseGaussian(3, 3, densecrf.CONST_KERNEL, constant)
         theirs.addPairwiseBilateral(20, 3, image, 5, densecrf.CONST_KERNEL, constant)
         expected = torch.from_numpy(np.array(theirs.inference(10))).view(5, 40, 50)
-        marginals = dense_crf(probabilities, image, normalization=normalization)  # type: ignore[arg-type]
+        marginals = dense_crf(probabilities, image, kernel_normalization=kernel_normalization)  # type: ignore[arg-type]
         torch.testing.assert_close(marginals, expected, atol=1e-3, rtol=0)
 
 

@@ -73,7 +73,7 @@ def test_points_have_the_logits_of_the_dense_map(options):
     points = torch.stack([torch.randint(0, side, (2, 60), generator=generator) for side in SIZE], dim=-1)
     points[:, 0], points[:, 1] = torch.tensor([0, 0]), torch.tensor([36, 49])  # corners included
     with torch.no_grad():
-        logits = net.forward_points(image(), points)
+        logits = net.classify(net.point_features(image(), points), net.point_cells(image(), points))
         dense = net(image())
     assert logits.shape == (2, 60, 4)
     at_points = dense[torch.arange(2)[:, None], :, points[..., 0], points[..., 1]]

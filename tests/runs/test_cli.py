@@ -18,6 +18,7 @@ MISTAKES = [
     (["model.optimizer.lr=-1"], "model.optimizer: Invalid learning rate: -1"),
     (["model.loss._target_=torch.nn.CrossEntropy"], "model.loss._target_=torch.nn.CrossEntropy: cannot be imported"),
     (["+model.net.depth=3"], "model.net.depth: segmod.nets.hypercolumn.Hypercolumn takes no such argument"),
+    (["inference=crf", "inference.normalization=none"], "did you mean inference.kernel_normalization?"),
     (["seed=x"], "seed='x': give a whole number"),
     (["trainer.max_epochs=two"], "trainer.max_epochs='two' has the wrong type"),
     (["trainer.precision=8"], "trainer.precision=8 has the wrong type"),

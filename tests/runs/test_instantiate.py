@@ -22,7 +22,15 @@ def test_a_right_config_is_built() -> None:
         (SGD | {"lr": "fast"}, r"model\.optimizer\.lr='fast' has the wrong type"),
         (SGD | {"momentum": [0.9]}, r"model\.optimizer\.momentum=\[0.9\] has the wrong type"),
         (SGD | {"nesterov": "often"}, r"model\.optimizer\.nesterov='often' has the wrong type"),
-        (SGD | {"momentun": 0.9}, r"model\.optimizer\.momentun: torch\.optim\.SGD takes no such argument"),
+        (SGD | {"momentun": 0.9}, r"model\.optimizer\.momentun: torch\.optim\.SGD takes no .*did you mean momentum\?"),
+        (
+            {
+                "_target_": "segmod.inference.crf.CRFPredictor",
+                "predictor": {"_target_": "builtins.dict"},
+                "normalization": "none",
+            },
+            r"model\.optimizer\.normalization: .* takes no such argument; did you mean kernel_normalization\?",
+        ),
         (SGD | {"_target_": "torch.optim.SDG"}, r"model\.optimizer\._target_=torch\.optim\.SDG: cannot be imported"),
         (SGD | {"lr": "???"}, r"model\.optimizer\.lr"),
         ({"_target_": "torch.nn.Conv2d", "in_channels": 3, "kernel_size": 1}, r"out_channels is required by torch\.nn"),

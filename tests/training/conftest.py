@@ -37,7 +37,9 @@ Train = Callable[..., L.Trainer]
 def train(tmp_path: Path) -> Train:
     """``train(logger, callbacks)`` trains two epochs of two steps, and returns the trainer."""
 
-    def run(logger: Any, callbacks: list[L.Callback], max_epochs: int = 2) -> L.Trainer:
+    def run(
+        logger: Any, callbacks: list[L.Callback], max_epochs: int | None = 2, progress: bool = False, **options: Any
+    ) -> L.Trainer:
         L.seed_everything(0, verbose=False)
         data = SyntheticDataModule(
             size=32, train_images=4, val_images=3, num_classes=5, batch_size=2, num_workers=0, hflip=0.0
@@ -51,10 +53,11 @@ def train(tmp_path: Path) -> Train:
             callbacks=callbacks,
             log_every_n_steps=1,
             enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            enable_progress_bar=progress,
+            enable_model_summary=progress,
             use_distributed_sampler=False,
             default_root_dir=tmp_path,
+            **options,
         )
         trainer.fit(module, datamodule=data)
         return trainer

@@ -63,7 +63,7 @@ def test_eval_squash_gives_small_masks(root):
 
 def test_evaluation_of_any_split(root):
     module = VOCDataModule(root, batch_size=1, num_workers=0)
-    assert len(module.evaluation_dataloader("trainval")) == 8
+    assert len(module.dataset("trainval", module.eval_transform)) == 8
 
 
 def test_what_the_rest_relies_on():

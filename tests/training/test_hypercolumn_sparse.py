@@ -47,9 +47,6 @@ class Images(L.LightningDataModule):
     def val_dataloader(self):
         return torch.utils.data.DataLoader(self.val_dataset, batch_size=1)
 
-    def evaluation_dataloader(self, split):
-        return split
-
 
 def module(**options):
     torch.manual_seed(0)
@@ -173,7 +170,6 @@ def test_equal_seeds_train_equal_weights(tmp_path):
 def test_the_rest_of_the_datamodule_is_the_images_one():
     adapted = module().adapt(Images())
     assert (adapted.num_classes, adapted.classes) == (3, CLASSES)
-    assert adapted.evaluation_dataloader("val") == "val"
 
 
 def test_a_net_without_hypercolumns_is_refused():

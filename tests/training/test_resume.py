@@ -171,6 +171,35 @@ def test_a_half_written_checkpoint_never_replaces_a_good_one(tmp_path: Path, mon
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
 
 
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(content: object, file: Any) -> None:
+        file.write(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")  # what torch says of a full disk
+
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"cannot write checkpoint \S+last\.ckpt .*free some disk space"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert os.listdir(path.parent) == ["last.ckpt"]
+    assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+def test_a_run_begins_by_removing_what_a_crash_left(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    left = [tmp_path / f"checkpoints/.last.ckpt.{os.getpid()}.7.part", tmp_path / f".metrics.csv.{os.getpid()}.7.part"]
+    for part in left:
+        part.touch()
+    callback = Checkpoints(str(tmp_path / "checkpoints"))
+    trainer = L.Trainer(
+        default_root_dir=tmp_path, max_steps=0, callbacks=[callback], logger=False, enable_checkpointing=False
+    )
+    callback.on_fit_start(trainer, L.LightningModule())
+    assert not any(part.exists() for part in left)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     path.write_bytes(b"PK nothing")
