@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segmod.ground.errors import UserError
-from segmod.runs import folders as runs
+from segmod.runs.folders import readable, register_resolvers
+from segmod.runs.launch import is_leader, job_environment
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -43,10 +45,10 @@ def entry(name: str) -> Callable[[], None]:
 
     def main() -> None:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-        runs.register_resolvers()
+        register_resolvers()
         # Hydra would print and exit by itself; let errors through, to be told in one line
         hydra_internals.run_and_report = lambda func: func()
-        if not runs.is_leader():
+        if not is_leader():
             sys.argv.append("hydra/job_logging=none")
         returned: list[Any] = []
         job = partial(_run_job, name, returned)
@@ -63,8 +65,6 @@ def entry(name: str) -> Callable[[], None]:
 
 
 def _run_job(name: str, returned: list[Any], cfg: DictConfig) -> Any:
-    from segmod.runs.launch import job_environment
-
     with job_environment(cfg):
         try:
             returned.append(import_module(f"segmod.commands.{name}").main(cfg))
@@ -75,6 +75,18 @@ def _run_job(name: str, returned: list[Any], cfg: DictConfig) -> Any:
             # tell it now; Hydra goes on with the other jobs and raises the first error at the end
             log.error("segmod: error in %s: %s", cfg.get("run_dir", name), " ".join(str(error).split()))
             raise
+        finally:
+            if name == "train" and is_leader():
+                _remove_if_unclaimed(Path(cfg.run_dir), Path(cfg.runs).expanduser().resolve())
+
+
+def _remove_if_unclaimed(directory: Path, root: Path) -> None:
+    """Remove the folder that Hydra made for a run which was then refused, and those above it below ``root``."""
+    if not (directory / ".hydra").exists():
+        (directory / "train.log").unlink(missing_ok=True)
+        with suppress(OSError):  # the first that is not empty ends it
+            for folder in (directory, *(parent for parent in directory.parents if root in parent.parents)):
+                folder.rmdir()
 
 
 def is_multirun() -> bool:
@@ -97,6 +109,12 @@ def choices() -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     return dict(HydraConfig.get().runtime.choices)
+
+
+def named_by_changes(name: str, groups: tuple[str, ...]) -> str:
+    """A folder's name and, after it, the overrides of this command line that begin with one of ``groups``."""
+    changes = [override for override in overrides() if override.lstrip("+").startswith(groups)]
+    return "+".join(filter(None, [name, readable(changes, with_model_and_data=True)]))
 
 
 def _report(error: BaseException, config_name: str) -> int:

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import hydra.utils
+from hydra._internal.utils import _locate as locate  # hydra.utils.get_object writes three lines of its own to the log
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from segmod.ground.errors import UserError
+
+
+class BuildError(UserError):
+    """A node names what the code does not have, or leaves out what it needs: a target, an argument."""
 
 
 def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
@@ -69,7 +74,7 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
     arguments = {name: value for name, value in node.items() if not (name.startswith("_") and name.endswith("_"))}
     for name, value in arguments.items():
         if name not in parameters and not takes_any:
-            raise UserError(
+            raise BuildError(
                 f"{key}.{name}: {node['_target_']} takes no such argument; it takes {', '.join(parameters)}"
             )
         if value == "???":
@@ -85,15 +90,15 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
                 parameter.VAR_KEYWORD,
             )
             if needed and name not in arguments and name not in (given or {}):
-                raise UserError(f"{key}.{name} is required by {node['_target_']}: give {key}.{name}=...")
+                raise BuildError(f"{key}.{name} is required by {node['_target_']}: give {key}.{name}=...")
 
 
 def _locate(path: str, key: str) -> Callable[..., Any]:
     try:
-        found: Callable[..., Any] = hydra.utils.get_object(path)
+        found: Callable[..., Any] = locate(path)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{key}._target_={path}: cannot be imported ({reason})") from error
+        reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
+        raise BuildError(f"{key}._target_={path}: cannot be imported ({reason})") from error
     return found
 
 

@@ -77,9 +77,7 @@ def test_one_failing_job_does_not_stop_the_others(segmod: Any, small: Any, capfd
     assert len(list(Path("runs").glob("**/metrics.json"))) == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "evaluate", "predict", "proposals", "benchmark", "study", "skipmaps", "tables"]
-)
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "proposals", "benchmark", "study", "tables"])
 def test_help_needs_no_torch(name: str) -> None:
     code = (
         f"import sys; sys.argv = ['segmod-{name}', '--help']\n"
