@@ -46,7 +46,6 @@ class TrainedRun:
     Attributes:
         directory: Folder of the run.
         config: What it was made of, and what `open` changed.
-        device: Where the net computes; see `to`.
     """
 
     def __init__(self, run: Run, config: DictConfig, checkpoint: str | None = None) -> None:
@@ -54,7 +53,7 @@ class TrainedRun:
         self._checkpoint = checkpoint
         self.directory = run.directory
         self.config = config
-        self.device: str | torch.device = "cpu"
+        self._device: str | torch.device = "cpu"
 
     @classmethod
     def open(
@@ -212,13 +211,21 @@ class TrainedRun:
     def to(self, device: str | torch.device) -> Self:
         """Compute on a device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the best there is.
 
-        Raises:
-            UserError: There is no such device.
+        What does not exist is told when the net is first needed.
         """
-        self.device = choose_device(device)
+        self._device = device
         if "net" in vars(self):
             self.net.to(self.device)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the net computes.
+
+        Raises:
+            UserError: There is no such device.
+        """
+        return choose_device(self._device)
 
     def batch(self, index: int) -> Batch:
         """One image of ``dataset`` as a batch on ``device``."""
