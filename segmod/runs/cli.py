@@ -136,6 +136,9 @@ def _report(error: BaseException, config_name: str) -> int:
         line = f"trainer: {error}"
     elif isinstance(error, OSError) and error.filename:
         line = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ValueError) and str(error).startswith("Only one of --run, --multirun, --cfg"):
+        sys.stderr.write("segmod: error: -m and --cfg do not go together: --cfg job shows one job, without -m\n")
+        return 2
     else:
         traceback.print_exception(error)
         return 1
@@ -159,6 +162,8 @@ def _signal_of(error: BaseException) -> int:
 def explain(error: BaseException, config_name: str) -> str:
     """One line for what Hydra or OmegaConf refuses: the key or group, and what may stand there."""
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+    if match := re.search(r"UserError raised while resolving interpolation: (.*)", text):
+        return match.group(1)
     if match := re.search(r"[Ee]rror parsing override '(.*?)'\n(.*)", text):
         return f"cannot read the override {match.group(1)!r} ({match.group(2)}): write key=value, quote odd characters"
     if match := re.search(r"LexerNoViableAltException: (.*)", text):
@@ -170,10 +175,11 @@ def explain(error: BaseException, config_name: str) -> str:
     if match := re.search(r"Could not override '([^']+)'\.\s*(?:No match in the defaults list)?", text):
         key = match.group(1)
         if "No match in the defaults list" in text:
-            groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
-            close = difflib.get_close_matches(key, groups, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"groups are {', '.join(groups)}"
-            return f"no config group or key '{key}': {hint}"
+            groups, keys = _groups_and_keys(config_name)
+            close = difflib.get_close_matches(key, groups + keys, n=1, cutoff=0.5)
+            its = f"its groups are {', '.join(groups)}" if groups else f"its keys are {', '.join(keys)}"
+            hint = f"did you mean {close[0]}?" if close else its
+            return f"segmod-{config_name} has no group '{key}': {hint}"
         full = re.search(r"full_key: (\S+)", text)
         key = full.group(1) if full else key
         return f"no config key '{key}': {_suggest(key, config_name)}"
@@ -185,6 +191,19 @@ def explain(error: BaseException, config_name: str) -> str:
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match.group(1)} is required: give {match.group(1)}=..."
     return re.sub(r"\s*(full_key|object_type|reference_type)[:=]", r"; \1:", text)
+
+
+def _groups_and_keys(config_name: str) -> tuple[list[str], list[str]]:
+    """Groups and keys that a command's config has at its root."""
+    cfg: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"{config_name}.yaml"))
+    groups, keys = [], [key for key in cfg if key not in ("defaults", "hydra")]
+    for entry in cfg["defaults"]:
+        if isinstance(entry, dict):
+            groups += [group for group in entry if not group.startswith("override ")]
+        elif entry != "_self_":
+            more = _groups_and_keys(entry)
+            groups, keys = groups + more[0], keys + more[1]
+    return groups, keys
 
 
 def _suggest(key: str, config_name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, whole
 
 # Overrides that change how a run is made or watched, not what it computes: they name no directory.
 _INFRASTRUCTURE = re.compile(
@@ -56,8 +56,8 @@ def readable(overrides: Sequence[str], *, with_model_and_data: bool) -> str:
 
 def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: Mapping[str, Any]) -> str:
     """Directory of a run: ``runs/<name>[/<overrides>]/seed<k>``."""
-    if not isinstance(seed, int):
-        raise UserError(f"seed={seed!r}: give a whole number")
+    if not whole(seed, 0) or seed >= 2**32:
+        raise UserError(f"seed={seed!r}: give a whole number, from 0 to {2**32 - 1}")
     is_default = name == f"{choices.get('model')}-{choices.get('data')}"
     suffix = readable(overrides, with_model_and_data=not is_default)
     return str(Path(runs).expanduser().joinpath(*filter(None, [name, suffix]), f"seed{seed}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import types as python_types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import hydra.utils
-from hydra._internal.utils import _locate as locate  # hydra.utils.get_object writes three lines of its own to the log
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from segmod.ground.errors import UserError
+
+logging.getLogger("hydra.utils").addFilter(lambda record: False)  # writes what cannot be imported in three lines more
 
 
 class BuildError(UserError):
@@ -95,7 +97,7 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
 
 def _locate(path: str, key: str) -> Callable[..., Any]:
     try:
-        found: Callable[..., Any] = locate(path)
+        found: Callable[..., Any] = hydra.utils.get_object(path)
     except Exception as error:
         reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
         raise BuildError(f"{key}._target_={path}: cannot be imported ({reason})") from error

@@ -304,19 +304,19 @@ class Prediction:
         return file.getvalue()
 
 
-def member(run: str, runs: str = "runs") -> TrainedPredictor:
+def member(run: str, root: str = "runs") -> TrainedPredictor:
     """Another run as a member of an ensemble: a predictor with a net of its own, scored as that run validates.
 
     Args:
         run: Its folder or name.
-        runs: Folder of the runs, where names are looked for.
+        root: Folder of the runs, where names are looked for.
 
     Raises:
         UserError: There is no such run, or it has no checkpoint.
     """
     from segmod.inference.ensemble import TrainedPredictor
 
-    other = TrainedRun.open(run, runs)
+    other = TrainedRun.open(run, root)
     return TrainedPredictor(other.net, other.predictor)
 
 

@@ -143,7 +143,7 @@ def test_mistakes_are_told_in_one_line(here: Path, tmp_path: Path, capfd: Any, c
         _ = segmod.open(here, checkpoint="no.ckpt").net
     with pytest.raises(UserError, match="device=abacus cannot be used"):
         segmod.open(here, device="abacus").predict(PHOTO)
-    member = {"_target_": "segmod.runs.trained.member", "run": "fcn8s", "norm": "imagenet"}
+    member = {"_target_": "segmod.runs.trained.member", "run": "fcn8s"}
     ensemble = {"_target_": "segmod.inference.ensemble.EnsemblePredictor", "fcn": member}
     with pytest.raises(UserError, match=r"inference\.fcn\.run=fcn8s: no run there"):
         segmod.open(here, inference=ensemble)
@@ -164,7 +164,7 @@ def test_a_member_has_the_seed_of_the_run_itself(here: Path, tmp_path: Path) -> 
     for name in ("ours", "other"):
         for k in (0, 1):
             copy(here, tmp_path / name / f"seed{k}")
-    member = {"_target_": "segmod.runs.trained.member", "run": "other", "norm": "imagenet"}
+    member = {"_target_": "segmod.runs.trained.member", "run": "other"}
     ensemble = {"_target_": "segmod.inference.ensemble.EnsemblePredictor", "fcn": member}
     run = TrainedRun.open("ours/seed1", tmp_path, inference=ensemble)
     assert run.config.inference.fcn.run == str(tmp_path / "other" / "seed1")
