@@ -81,7 +81,7 @@ def main(cfg: DictConfig) -> None:
         wall_time_s=time.monotonic() - started,
     )
     write_tables(directory, module.confusion, run.classes, f"{run.name}, {directory.name}")
-    report(directory, module.confusion, run.classes, result)
+    print_scores(directory, module.confusion, run.classes, result)
 
 
 def inference_name(run: TrainedRun) -> str:
@@ -150,7 +150,7 @@ def write_tables(directory: Path, confusion: Tensor, classes: Sequence[str], tit
     viz.confusion_picture(confusion, classes, directory / "confusion.png")
 
 
-def report(directory: Path, confusion: Tensor, classes: Sequence[str], result: dict[str, Any]) -> None:
+def print_scores(directory: Path, confusion: Tensor, classes: Sequence[str], result: dict[str, Any]) -> None:
     """Print IoU and share of each class, the four metrics, and where things are."""
 
     def percent(value: float | None) -> str:

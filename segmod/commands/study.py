@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
     table = study(dict(zip(names, runs, strict=True)), directory)
     if table:
         write_records(directory / "table.csv", table)
-        report(directory, table)
+        print_rows(directory, table)
     else:
         log.info("pictures in %s", short_path(directory))
     log_pictures(cfg, directory, table)
@@ -71,7 +71,7 @@ def study_name(run: TrainedRun) -> str:
     return cli.named_by_changes(f"{cli.choices()['study']}-{run.split}", groups)
 
 
-def report(directory: Path, table: Sequence[Row]) -> None:
+def print_rows(directory: Path, table: Sequence[Row]) -> None:
     """Print the table, fractions in percent, and where things are."""
 
     def text(value: Any) -> str:

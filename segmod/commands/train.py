@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
@@ -22,17 +22,15 @@ from segmod.runs.instantiate import instantiate
 from segmod.runs.launch import is_leader, prepare_lightning
 from segmod.runs.records import record, scores
 from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
-
-if TYPE_CHECKING:
-    from segmod.training.datamodule import SegmentationDataModule
-    from segmod.training.module import SegmentationModule
+from segmod.training.datamodule import SegmentationDataModule
+from segmod.training.module import SegmentationModule
 
 log = logging.getLogger(__name__)
 
 
 def main(cfg: DictConfig) -> float | None:
     """Train as the config says; returns val/miou, for sweepers that optimise."""
-    settle(cfg)
+    resolve(cfg)
     run = own_run(cfg)
     result = None if cfg.overwrite else run.result()
     if result is not None:
@@ -42,12 +40,12 @@ def main(cfg: DictConfig) -> float | None:
     else:
         result = fit(cfg, run)
     if is_leader():
-        report(run, result)
+        print_result(run, result)
     miou: float | None = result["metrics"]["val/miou"]
     return miou
 
 
-def settle(cfg: DictConfig) -> None:
+def resolve(cfg: DictConfig) -> None:
     """Replace the keys that only Hydra can resolve, and ``init_from`` by the checkpoint it names."""
     cfg.name = cfg.name
     cfg.run_dir = str(Path(cfg.run_dir).resolve())
@@ -164,7 +162,7 @@ def check_disk(directory: Path, module: L.LightningModule) -> None:
         )
 
 
-def report(run: Run, result: dict[str, Any]) -> None:
+def print_result(run: Run, result: dict[str, Any]) -> None:
     """Print the result and where things are."""
     metrics = {k.removeprefix("val/"): v for k, v in result["metrics"].items() if v is not None}
     console = Console(stderr=True, highlight=False)

@@ -49,7 +49,7 @@ class SkipMaps:
         dataset = first_of(runs).dataset
         draw(runs, find_images(self.images, dataset.names), directory, self.softmax)
         count = len(dataset) if self.measure is None else min(self.measure, len(dataset))
-        return [row for name, run in runs.items() for row in measure(name, run, range(count))] if count else []
+        return [row for name, run in runs.items() for row in measures_of(name, run, range(count))] if count else []
 
 
 def find_images(given: Sequence[int | str], names: Sequence[str]) -> list[int]:
@@ -180,7 +180,7 @@ def draw(runs: Runs, images: Sequence[int], folder: Path, softmax: bool) -> None
 # -- measures --------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, run: TrainedRun, images: range) -> list[Row]:
+def measures_of(name: str, run: TrainedRun, images: range) -> list[Row]:
     """The measures of a run's connections, means over images.
 
     Args:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from segmod.data.synthetic import write_voc_tree
+from segmod.runs import cli
 
 MISTAKES = [
     (["foo=1"], "no config key 'foo'"),
@@ -150,7 +152,7 @@ def test_one_failing_job_does_not_stop_the_others(segmod: Any, small: Any, capfd
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict", "proposals", "benchmark", "study", "tables"])
-def test_help_needs_no_torch(name: str) -> None:
+def test_help_tells_of_the_command_and_its_keys_and_needs_no_torch(name: str) -> None:
     code = (
         f"import sys; sys.argv = ['segmod-{name}', '--help']\n"
         f"from segmod.__main__ import COMMANDS\n"
@@ -159,4 +161,10 @@ def test_help_needs_no_torch(name: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in done.stdout
-    assert f"segmod-{name}" in done.stdout
+    first = next(line for line in done.stdout.splitlines() if line)
+    assert first.startswith(f"segmod-{name}: ")
+    cfg = OmegaConf.load(cli.CONF_DIR / f"{name}.yaml")
+    keys = [key for key in cfg if key not in ("defaults", "hydra", "run_dir", "reported", "data", "trainer")]
+    keys = [key for key in keys if name == "train" or key not in ("name", "seed")]  # elsewhere for a logger or the data
+    told = " ".join(line for line in done.stdout.splitlines() if "=" in line)
+    assert [key for key in keys if f" {key}=" not in told] == []
