@@ -7,6 +7,7 @@ import logging
 import types as python_types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -35,7 +36,7 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
     Raises:
         UserError: A target does not exist; an argument is unknown, missing, of a wrong type or refused. Names its key.
     """
-    node = OmegaConf.select(cfg, key)
+    node = OmegaConf.select(deepcopy(cfg), key)  # Hydra resolves in place what a node refers to, beyond the node, too
     plain = OmegaConf.to_container(node, resolve=True)
     check(plain, key, given=kwargs)
     try:
