@@ -23,7 +23,7 @@ from segmod.metrics import mean_iou, present_classes, summarise
 from segmod.runs import cli
 from segmod.runs.instantiate import instantiate
 from segmod.runs.launch import is_leader, prepare_lightning
-from segmod.runs.records import record, scores
+from segmod.runs.records import metrics_of, record
 from segmod.runs.trained import TrainedRun
 from segmod.training.datamodule import SegmentationDataModule
 from segmod.training.pictures import PredictionPictures
@@ -70,7 +70,7 @@ def main(cfg: DictConfig) -> None:
     result = record(
         directory,
         run.stored_config(),
-        **scores(module, run.classes),
+        **metrics_of(module, run.classes),
         present=present(module.confusion, run.classes),
         split=run.split,
         inference=inference_name(run),

@@ -20,7 +20,7 @@ from segmod.runs.claim import claim, clear, own_run
 from segmod.runs.folders import Run, predecessor
 from segmod.runs.instantiate import instantiate
 from segmod.runs.launch import is_leader, prepare_lightning
-from segmod.runs.records import record, scores
+from segmod.runs.records import metrics_of, record
 from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
 from segmod.training.datamodule import SegmentationDataModule
 from segmod.training.module import SegmentationModule
@@ -92,7 +92,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trainer.strategy.barrier()
     if module.confusion is None:
         raise UserError(f"no image was validated: data.{cfg.data.get('val_split')} is empty or limit_val_batches is 0")
-    result: dict[str, Any] = scores(module, datamodule.classes)
+    result: dict[str, Any] = metrics_of(module, datamodule.classes)
     if images.crops is not None:
         result["inference"] = "crops"
     if trainer.is_global_zero:

@@ -52,7 +52,7 @@ def record(
     return contents
 
 
-def scores(module: SegmentationModule, classes: Sequence[str]) -> dict[str, Any]:
+def metrics_of(module: SegmentationModule, classes: Sequence[str]) -> dict[str, Any]:
     """``metrics`` and ``iou`` of the module's last validation, for `record`."""
     assert module.confusion is not None
     summary = summarise(module.confusion)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from segmod.ground.errors import UserError
-from segmod.ground.types import Batch, labels_of, picture_of
+from segmod.ground.types import labels_of
 from segmod.runs.trained import TrainedRun
 
 Row = Mapping[str, Any]
@@ -45,11 +45,6 @@ def only_run(runs: Runs, study: str) -> TrainedRun:
     if len(runs) > 1:
         raise UserError(f"study={study} looks at one run, not at {', '.join(runs)}: give one run=..., and no against")
     return first_of(runs)
-
-
-def picture(run: TrainedRun, batch: Batch) -> NDArray[np.uint8]:
-    """The image of a batch, uint8 (H, W, 3), RGB."""
-    return picture_of(batch["image"][0])
 
 
 def label_of(run: TrainedRun, name: str) -> int:

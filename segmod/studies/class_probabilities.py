@@ -9,7 +9,8 @@ import numpy as np
 
 from segmod import figures, viz
 from segmod.ground.errors import UserError
-from segmod.studies.base import Row, Runs, at_least, first_of, label_of, picture, shown
+from segmod.ground.types import picture_of
+from segmod.studies.base import Row, Runs, at_least, first_of, label_of, shown
 
 
 class ClassProbabilities:
@@ -51,7 +52,7 @@ class ClassProbabilities:
             for index in shown(indices, f"Scoring {name}"):
                 batch = run.batch(index)
                 truth = batch["mask"][0].cpu().numpy()
-                tiles = [picture(run, batch), viz.colour_mask(truth)]
+                tiles = [picture_of(batch["image"][0]), viz.colour_mask(truth)]
                 inside, outside = truth == label, (truth != label) & (truth < len(run.classes))
                 for system, scored in runs.items():
                     found = scored.scores(batch)[0, label].numpy()

@@ -12,7 +12,8 @@ import numpy as np
 from segmod import figures, viz
 from segmod.data.instances import find_instances
 from segmod.ground.errors import UserError
-from segmod.studies.base import Row, Runs, at_least, first_images, first_of, labels, picture, shown
+from segmod.ground.types import picture_of
+from segmod.studies.base import Row, Runs, at_least, first_images, first_of, labels, shown
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class ObjectSizes:
         run, rows, names = first_of(runs), [], []
         for case in cases:
             batch = run.batch(case.index)
-            image = picture(run, batch)
+            image = picture_of(batch["image"][0])
             predictions = [labels(scored.scores(batch)[0]) for scored in runs.values()]
             truth = viz.colour_mask(batch["mask"][0])
             rows.append([image, truth, *(viz.overlay(image, prediction) for prediction in predictions)])

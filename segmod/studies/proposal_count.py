@@ -10,9 +10,10 @@ import torch
 
 from segmod import figures, viz
 from segmod.ground.errors import UserError
+from segmod.ground.types import picture_of
 from segmod.inference.proposals import ProposalPredictor
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
-from segmod.studies.base import Row, Runs, at_least, first_images, labels, only_run, picture, shown
+from segmod.studies.base import Row, Runs, at_least, first_images, labels, only_run, shown
 
 
 class ProposalCount:
@@ -52,7 +53,7 @@ class ProposalCount:
         for position, index in enumerate(shown(first_images(run, self.images), "Scoring")):
             batch = run.batch(index)
             truth = batch["mask"].cpu()
-            image = picture(run, batch)
+            image = picture_of(batch["image"][0])
             tiles = [image, viz.colour_mask(truth[0])]
             with torch.inference_mode():
                 for count, probabilities in predictor.progressive(run.net, batch, self.counts):

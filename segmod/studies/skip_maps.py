@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from segmod import figures, viz
 from segmod.ground.errors import UserError
-from segmod.ground.types import IGNORE_INDEX, Batch
+from segmod.ground.types import IGNORE_INDEX, Batch, picture_of
 from segmod.nets.ops import box_labels, resize
 from segmod.runs.trained import TrainedRun
-from segmod.studies.base import Row, Runs, at_least, first_of, picture, shown
+from segmod.studies.base import Row, Runs, at_least, first_of, shown
 
 
 class SkipMaps:
@@ -169,7 +169,7 @@ def draw(runs: Runs, images: Sequence[int], folder: Path, softmax: bool) -> None
                 for position, label in enumerate(order):
                     grey = np.rint(255 * maps[label]).astype(np.uint8)
                     viz.save_png(np.repeat(grey[..., None], 3, 2), folder / title / f"{number}_{position}.png")
-                first: list[figures.Tile] = [picture(run, batch), viz.colour_mask(batch["mask"][0])]
+                first: list[figures.Tile] = [picture_of(batch["image"][0]), viz.colour_mask(batch["mask"][0])]
                 rows.append([*(first if not rows else [None, None]), *(maps[label] for label in order)])
                 labels.append(title)
         classes = first_of(runs).classes
