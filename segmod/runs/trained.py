@@ -39,17 +39,19 @@ class TrainedRun:
     Everything is read and built when it is first asked for: predicting needs no data set on disk.
 
     Args:
-        directory: Folder of the run.
+        run: Its folder.
         config: Its stored config, with what is to be otherwise; see `open`.
         checkpoint: ``best``, ``last`` or a path; None for what the config says.
+        asked: Key of what is not as it was stored, so that a mistake there is told as such.
 
     Attributes:
         directory: Folder of the run.
         config: What it was made of, and what `open` changed.
     """
 
-    def __init__(self, run: Run, config: DictConfig, checkpoint: str | None = None) -> None:
+    def __init__(self, run: Run, config: DictConfig, checkpoint: str | None = None, asked: str = "") -> None:
         self._run = run
+        self._asked = asked
         self._checkpoint = checkpoint
         self.directory = run.directory
         self.config = config
@@ -76,8 +78,9 @@ class TrainedRun:
             runs: Folder of the runs, where names are looked for.
             checkpoint: Weights: ``best``, ``last`` or a path.
             split: Images to look at.
-            inference: Node of the config group ``inference``: how a whole image is scored.
-            proposals: Node of the config group ``proposals``: where boxes come from.
+            inference: Node of the config group ``inference``: how a whole image is scored; without ``_target_``, keys
+                to change in the run's own.
+            proposals: The same of the group ``proposals``: where boxes come from.
             data: Keys of the data to change, such as ``root``; those of value None stay.
             key: What to call the run in messages.
             seed: Folder name such as ``seed0``, which is taken where there are several runs.
@@ -89,7 +92,8 @@ class TrainedRun:
         config = found.config()
         for group, node in (("inference", inference), ("proposals", proposals)):
             if node is not None:
-                config[group] = OmegaConf.to_container(node) if isinstance(node, DictConfig) else dict(node)
+                plain: Any = OmegaConf.to_container(node) if isinstance(node, DictConfig) else dict(node)
+                config[group] = plain if "_target_" in plain else OmegaConf.merge(config[group], plain)
         for name in {"download", "verify"} & set(config.data):  # that was when it was trained
             config.data[name] = False
         for name, value in {**(data or {}), "val_split": split}.items():
@@ -105,7 +109,7 @@ class TrainedRun:
             predictor = OmegaConf.to_container(config.inference)
             _find_members(predictor, "inference", str(runs), found.directory.name)
             config.inference = predictor
-        return cls(found, config, checkpoint)
+        return cls(found, config, checkpoint, "model.predictor" if inference or proposals else "")
 
     # -- what stands in the folder -----------------------------------------------------------------------------------
 
@@ -196,6 +200,8 @@ class TrainedRun:
         try:
             return instantiate(self.config if config is None else config, key, **given)
         except BuildError as error:
+            if key == self._asked:
+                raise
             raise UserError(
                 f"run={self.directory}: this version of segmod cannot build it as it was stored ({error}): "
                 "train it again, or take the version that metrics.json names"

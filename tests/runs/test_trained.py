@@ -117,6 +117,7 @@ def test_changes_are_those_asked_for(here: Path) -> None:
         "x",
         2012,
     )
+    assert TrainedRun.open(here, inference={"size": 16}).predictor.size == 16  # type: ignore[attr-defined]
     assert TrainedRun.open(here).config.data.root == "data"
     assert run.stored_config().data.root == "data"
 
@@ -147,6 +148,8 @@ def test_mistakes_are_told_in_one_line(here: Path, tmp_path: Path, capfd: Any, c
     ensemble = {"_target_": "segmod.inference.ensemble.EnsemblePredictor", "fcn": member}
     with pytest.raises(UserError, match=r"inference\.fcn\.run=fcn8s: no run there"):
         segmod.open(here, inference=ensemble)
+    with pytest.raises(UserError, match=r"^model\.predictor\.width: segmod\.\S+DensePredictor takes no such argument"):
+        segmod.open(here, inference={"width": 3}).load()
     # a run of a version whose classes had other names, or took other arguments
     for key, value in (("model.net._target_", "segmod.heads.Net"), ("+model.net.width", 3), ("+data.mirror", True)):
         old = copy(here, tmp_path / key / "seed0")
