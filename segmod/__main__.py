@@ -12,7 +12,6 @@ predict = entry("predict")
 proposals = entry("proposals")
 benchmark = entry("benchmark")
 study = entry("study")
-skipmaps = entry("skipmaps")
 tables = entry("tables")
 
 COMMANDS = {
@@ -22,7 +21,6 @@ COMMANDS = {
     "proposals": proposals,
     "benchmark": benchmark,
     "study": study,
-    "skipmaps": skipmaps,
     "tables": tables,
 }
 

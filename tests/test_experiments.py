@@ -250,7 +250,8 @@ def test_deconvnet_curriculum_runs_by_one_command(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "segmod.commands.evaluate",
+        "segmod",
+        "evaluate",
         f"run={run}",
         "inference=proposals",
         "inference.min_side=null",

@@ -7,18 +7,24 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+from rich.table import Table
 
+from segmod import viz
+from segmod.data.base import SegmentationDataset
+from segmod.data.instances import COMPONENTS, find_instances
+from segmod.data.making import Job, jobs_of, make_proposals, over_images
+from segmod.data.recall import COUNTS, average_recall, best_overlaps, recall_at
+from segmod.data.stored import StoredProposals
 from segmod.ground.errors import UserError
 from segmod.ground.printing import short_path
+from segmod.ground.types import FloatArray, ProposalSource
 from segmod.runs import cli
-
-if TYPE_CHECKING:
-    from segmod.data.base import SegmentationDataset
-    from segmod.data.making import Job
-    from segmod.ground.types import FloatArray, ProposalSource
+from segmod.runs.instantiate import check_type, instantiate
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +33,6 @@ THRESHOLDS = (0.5, 0.7)
 
 def main(cfg: DictConfig) -> None:
     """Find and measure as the config says."""
-    from segmod.data.making import jobs_of, make_proposals
-    from segmod.data.stored import StoredProposals
-    from segmod.runs.instantiate import check_type, instantiate
-
     for key, kind in (("limit", int | None), ("workers", int | None), ("report", bool), ("min_pixels", int)):
         check_type(cfg[key], kind, key)
     source: ProposalSource = instantiate(cfg, "proposals")
@@ -66,10 +68,10 @@ def main(cfg: DictConfig) -> None:
         data = f"{cli.choices()['data']} {'+'.join(splits)}"
         if cfg.limit is not None:
             data += f" first {cfg.limit}"
-        best, boxes = measure(source, jobs, cfg.min_pixels, cfg.workers)
+        best, boxes = measure_recall(source, jobs, cfg.min_pixels, cfg.workers)
         objects = f"{len(best)} objects ({object_sources(datasets, cfg.min_pixels)})"
         note = f"{len(jobs)} images with {objects}; {boxes:.0f} boxes an image."
-        report(best, folder / f"recall-{data.replace(' ', '-')}", f"Recall of {choice} on {data}", note)
+        write_recall(best, folder / f"recall-{data.replace(' ', '-')}", f"Recall of {choice} on {data}", note)
 
 
 def split_names(given: Any) -> list[str]:
@@ -82,13 +84,11 @@ def split_names(given: Any) -> list[str]:
 
 def object_sources(datasets: Sequence[SegmentationDataset], min_pixels: int) -> str:
     """Where the true objects come from, in words."""
-    from segmod.data.instances import COMPONENTS
-
     sources = "; ".join(dict.fromkeys(dataset.object_source() for dataset in datasets))
     return sources.replace(COMPONENTS, f"{COMPONENTS} of at least {min_pixels} pixels")
 
 
-def measure(
+def measure_recall(
     source: ProposalSource, jobs: Sequence[Job], min_pixels: int, workers: int | None
 ) -> tuple[FloatArray, float]:
     """Best IoU of each object, (objects, counts) as `best_overlaps`, and how many boxes an image has.
@@ -102,11 +102,6 @@ def measure(
     Raises:
         UserError: The images hold no object.
     """
-    import numpy as np
-
-    from segmod.data.instances import find_instances
-    from segmod.data.making import over_images
-    from segmod.data.recall import best_overlaps
 
     def look(job: Job) -> tuple[FloatArray, int]:
         dataset, index = job
@@ -122,14 +117,8 @@ def measure(
     return best, sum(counts) / len(jobs)
 
 
-def report(best: FloatArray, path: Path, title: str, note: str) -> None:
+def write_recall(best: FloatArray, path: Path, title: str, note: str) -> None:
     """Write the recall as .md, .csv and .png beside each other, and print it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from segmod import viz
-    from segmod.data.recall import COUNTS, average_recall, recall_at
-
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {f"IoU {threshold}": recall_at(best, threshold) for threshold in THRESHOLDS}
     columns["average, IoU 0.5 to 0.95"] = average_recall(best)

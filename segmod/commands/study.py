@@ -1,85 +1,78 @@
-"""``segmod-study``: draw and count a paper's figure for a trained run."""
+"""``segmod-study``: draw and count a paper's figure for trained runs."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
 
-from segmod.commands.evaluate import named_by_changes, restore, settle
-from segmod.commands.predict import choose_device
 from segmod.ground.errors import UserError
 from segmod.ground.printing import short_path, write_records
 from segmod.runs import cli
-from segmod.runs import folders as runs
-
-if TYPE_CHECKING:
-    from segmod.studies.subject import Row, Study, Subject
-    from segmod.training.module import SegmentationModule
+from segmod.runs.instantiate import instantiate
+from segmod.runs.launch import prepare_lightning
+from segmod.runs.trained import TrainedRun, choose_device
+from segmod.studies.base import Row, Study
 
 log = logging.getLogger(__name__)
 
 
 def main(cfg: DictConfig) -> None:
     """Do the study that the config names."""
-    from segmod.runs.instantiate import instantiate
-    from segmod.runs.launch import prepare_lightning
-
     prepare_lightning()
     if cfg.get("study") is None:
         known = ", ".join(sorted(path.stem for path in (cli.CONF_DIR / "study").glob("*.yaml")))
         raise UserError(f"study=... is required; choose one of {known}")
     device = choose_device(str(cfg.device))
-    run = runs.find_run(str(cfg.run), str(cfg.runs))
-    run_cfg = settle(cfg, run)
-    if cfg.against is not None and cfg.against_name is None:
-        cfg.against_name = str(runs.find_run(str(cfg.against), str(cfg.runs), "against").config().name)
-    directory = Path(cfg.output or run.directory / "studies" / study_name(run_cfg)).expanduser()
-    cfg.run_dir = str(directory.resolve())
+    given = list(cfg.run) if OmegaConf.is_list(cfg.run) else [cfg.run]
+    if not given:
+        raise UserError("run=[]: give a run, or several: run=[skip_6,skip_2]")
+    changes = {name: cfg.get(name) for name in ("checkpoint", "split", "inference", "proposals", "data")}
+    runs = [TrainedRun.open(run, cfg.runs, **changes).to(device) for run in given]
+    first = runs[0]
+    if cfg.against is not None:
+        runs.append(TrainedRun.open(cfg.against, cfg.runs, key="against", seed=first.directory.name).to(device))
+    names = names_of(runs)
+    if cfg.against is not None and cfg.against_name is not None:
+        names[-1] = str(cfg.against_name)
+    directory = Path(cfg.output or first.directory / "studies" / study_name(first)).expanduser().resolve()
+    cfg.run_dir = str(directory)
     study: Study = instantiate(cfg, "study")
-    subject, _ = subject_of(run_cfg, run, cfg.checkpoint, device, str(run_cfg.name))
-    directory.mkdir(parents=True, exist_ok=True)
-    table = study(subject, directory)
-    write_records(directory / "table.csv", table)
-    report(directory, table)
+    table = study(dict(zip(names, runs, strict=True)), directory)
+    if table:
+        write_records(directory / "table.csv", table)
+        print_rows(directory, table)
+    else:
+        log.info("pictures in %s", short_path(directory))
     log_pictures(cfg, directory, table)
 
 
-def subject_of(
-    run_cfg: DictConfig, run: runs.Run, which: str | None, device: Any, name: str
-) -> tuple[Subject, SegmentationModule]:
-    """A trained run as a study looks at it, and its module.
-
-    Args:
-        run_cfg: Config of the run, as `settle` returns it; its ``data.val_split`` is looked at.
-        run: The run.
-        which: ``best``, ``last`` or a path; None for what the run's config says.
-        device: Where to compute.
-        name: What to call the run.
-    """
-    from segmod.inference.dense import DensePredictor
-    from segmod.studies.subject import Subject
-
-    module, datamodule, _ = restore(run_cfg, run, which)
-    module.eval().to(device)
-    dataset = datamodule.dataset(str(run_cfg.data.val_split), datamodule.eval_transform)
-    predictor = module.predictor or DensePredictor()
-    return Subject(name, module.net, predictor, dataset, datamodule.classes), module
+def names_of(runs: Sequence[TrainedRun]) -> list[str]:
+    """What to call runs: their names, or where some share one, those parts of their folders that not all have."""
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    parts = [[part for folder in run.directory.parts for part in folder.split("+")] for run in runs]
+    shared = set.intersection(*map(set, parts))
+    names = ["+".join(part for part in own if part not in shared) for own in parts]
+    if len(set(names)) < len(names):
+        raise UserError(f"run: {runs[0].directory} is among the runs twice; give each once")
+    return names
 
 
-def study_name(run_cfg: DictConfig) -> str:
+def study_name(run: TrainedRun) -> str:
     """Folder of a study: ``<study>-<split>``, and what was changed by hand."""
-    groups = ("study.", "inference", "proposals", "against", "checkpoint=")
-    return named_by_changes(f"{cli.choices()['study']}-{run_cfg.data.val_split}", groups)
+    groups = ("study.", "inference", "proposals", "against", "checkpoint=", "run=[")
+    return cli.named_by_changes(f"{cli.choices()['study']}-{run.split}", groups)
 
 
-def report(directory: Path, table: Sequence[Row]) -> None:
+def print_rows(directory: Path, table: Sequence[Row]) -> None:
     """Print the table, fractions in percent, and where things are."""
-    from rich.console import Console
-    from rich.table import Table
 
     def text(value: Any) -> str:
         return "-" if value is None else f"{100 * value:.2f} %" if isinstance(value, float) else str(value)
@@ -96,8 +89,6 @@ def report(directory: Path, table: Sequence[Row]) -> None:
 
 def log_pictures(cfg: DictConfig, directory: Path, table: Sequence[Row]) -> None:
     """Send pictures and table to the loggers that take them, such as W&B."""
-    from segmod.runs.instantiate import instantiate
-
     for name, node in (cfg.get("logger") or {}).items():
         logger: Any = instantiate(cfg, f"logger.{name}") if node is not None else None
         if hasattr(logger, "log_image"):

@@ -6,57 +6,57 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightning as L
+import torch
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from segmod.ground.errors import UserError
 from segmod.ground.printing import short_path
+from segmod.inference.dense import DensePredictor
 from segmod.runs import cli
-from segmod.runs import folders as runs
-
-if TYPE_CHECKING:
-    import lightning as L
-
-    from segmod.training.checkpoints import Checkpoints
-    from segmod.training.datamodule import SegmentationDataModule
-    from segmod.training.module import SegmentationModule
+from segmod.runs.claim import claim, clear, own_run
+from segmod.runs.folders import Run, predecessor
+from segmod.runs.instantiate import instantiate
+from segmod.runs.launch import is_leader, prepare_lightning
+from segmod.runs.records import metrics_of, record
+from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
+from segmod.training.datamodule import SegmentationDataModule
+from segmod.training.module import SegmentationModule
 
 log = logging.getLogger(__name__)
 
 
 def main(cfg: DictConfig) -> float | None:
     """Train as the config says; returns val/miou, for sweepers that optimise."""
-    settle(cfg)
-    run = runs.open_run(cfg)
+    resolve(cfg)
+    run = own_run(cfg)
     result = None if cfg.overwrite else run.result()
     if result is not None:
+        if cfg.data.get("verify"):
+            instantiate(cfg, "data").prepare_data()
         log.info("%s is finished; overwrite=true starts it anew", run.directory)
     else:
         result = fit(cfg, run)
-    if runs.is_leader():
-        report(run, result)
+    if is_leader():
+        print_result(run, result)
     miou: float | None = result["metrics"]["val/miou"]
     return miou
 
 
-def settle(cfg: DictConfig) -> None:
+def resolve(cfg: DictConfig) -> None:
     """Replace the keys that only Hydra can resolve, and ``init_from`` by the checkpoint it names."""
     cfg.name = cfg.name
     cfg.run_dir = str(Path(cfg.run_dir).resolve())
     if cfg.init_from is not None:
-        path = runs.predecessor(str(cfg.init_from), cfg, cli.overrides(), cli.choices())
+        path = predecessor(str(cfg.init_from), cfg, cli.overrides(), cli.choices())
         cfg.init_from = str(path.resolve())
 
 
-def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
+def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Train and score one run; returns the contents of its metrics.json."""
-    import lightning as L
-
-    from segmod.inference.dense import DensePredictor
-    from segmod.runs.instantiate import instantiate
-    from segmod.runs.launch import prepare_lightning
-
     prepare_lightning()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     images: SegmentationDataModule = instantiate(cfg, "data")
@@ -66,6 +66,8 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
         module.predictor = DensePredictor()  # a crop is scored as it is; `inference` is for whole images
     trainer, checkpoints = make_trainer(cfg)
     check_disk(run.directory, module)
+    is_new = not run.config_file.is_file()
+    claim(run, cfg)  # now that all is built, and before further ranks look at the folder
     resumed = checkpoints.last if checkpoints.last.is_file() and not cfg.overwrite else None
     if resumed and trainer.is_global_zero:
         log.info("resuming %s", resumed)
@@ -74,7 +76,12 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+    except UserError:  # of the data, which are opened now
+        if is_new and trainer.is_global_zero and not trainer.global_step:
+            clear(run)
+        raise
 
     wall_time = checkpoints.wall_time
     which = run.checkpoint(cfg.checkpoint)
@@ -86,11 +93,11 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
     trainer.strategy.barrier()
     if module.confusion is None:
         raise UserError(f"no image was validated: data.{cfg.data.get('val_split')} is empty or limit_val_batches is 0")
-    result: dict[str, Any] = scores(module, datamodule)
+    result: dict[str, Any] = metrics_of(module, datamodule.classes)
     if images.crops is not None:
         result["inference"] = "crops"
     if trainer.is_global_zero:
-        result = runs.record(
+        result = record(
             run.directory,
             cfg,
             **result,
@@ -106,11 +113,6 @@ def fit(cfg: DictConfig, run: runs.Run) -> dict[str, Any]:
 
 def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
     """The trainer of a run, and the callback that keeps its checkpoints."""
-    import torch
-
-    from segmod.runs.instantiate import instantiate
-    from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
-
     callbacks = [instantiate(cfg, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node is not None]
     checkpoints = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
     if checkpoints is None:
@@ -136,19 +138,6 @@ def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
     return trainer, checkpoints
 
 
-def scores(module: SegmentationModule, datamodule: Any) -> dict[str, Any]:
-    """``metrics`` and ``iou`` of the module's last validation, for `runs.record`."""
-    from segmod.metrics import summarise
-
-    assert module.confusion is not None
-    summary = summarise(module.confusion)
-    names = ("miou", "pixel_acc", "mean_acc", "fwiou")
-    return {
-        "metrics": {f"val/{name}": getattr(summary, name) for name in names} | module.further,
-        "iou": dict(zip(datamodule.classes, summary.iou, strict=True)),
-    }
-
-
 def validated_images(trainer: L.Trainer, datamodule: Any) -> int:
     """Number of images, or crops, that a validation scores."""
     batches = int(trainer.num_val_batches[0]) * trainer.world_size  # unequal ranks round up
@@ -164,6 +153,8 @@ def check_disk(directory: Path, module: L.LightningModule) -> None:
     """
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     needed = 3 * 3 * weights  # last, best and one being written, each weights and up to two moments
+    while not directory.exists():
+        directory = directory.parent
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise UserError(
@@ -172,10 +163,8 @@ def check_disk(directory: Path, module: L.LightningModule) -> None:
         )
 
 
-def report(run: runs.Run, result: dict[str, Any]) -> None:
+def print_result(run: Run, result: dict[str, Any]) -> None:
     """Print the result and where things are."""
-    from rich.console import Console
-
     metrics = {k.removeprefix("val/"): v for k, v in result["metrics"].items() if v is not None}
     console = Console(stderr=True, highlight=False)
     console.print("  ".join(f"[bold]{k}[/] {100 * v:.2f} %" for k, v in metrics.items()))

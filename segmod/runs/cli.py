@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segmod.ground.errors import UserError
-from segmod.runs import folders as runs
+from segmod.runs.folders import readable, register_resolvers
 from segmod.runs.hydra_private import let_errors_through
+from segmod.runs.launch import is_leader, job_environment
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -43,8 +45,8 @@ def entry(name: str) -> Callable[[], None]:
 
     def main() -> None:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-        runs.register_resolvers()
-        if not runs.is_leader():
+        register_resolvers()
+        if not is_leader():
             sys.argv.append("hydra/job_logging=none")
         returned: list[Any] = []
         job = partial(_run_job, name, returned)
@@ -62,8 +64,6 @@ def entry(name: str) -> Callable[[], None]:
 
 
 def _run_job(name: str, returned: list[Any], cfg: DictConfig) -> Any:
-    from segmod.runs.launch import job_environment
-
     with job_environment(cfg):
         try:
             returned.append(import_module(f"segmod.commands.{name}").main(cfg))
@@ -74,6 +74,18 @@ def _run_job(name: str, returned: list[Any], cfg: DictConfig) -> Any:
             # tell it now; Hydra goes on with the other jobs and raises the first error at the end
             log.error("segmod: error in %s: %s", cfg.get("run_dir", name), " ".join(str(error).split()))
             raise
+        finally:
+            if name == "train" and is_leader():
+                _remove_if_unclaimed(Path(cfg.run_dir), Path(cfg.runs).expanduser().resolve())
+
+
+def _remove_if_unclaimed(directory: Path, root: Path) -> None:
+    """Remove the folder that Hydra made for a run which was then refused, and those above it below ``root``."""
+    if not (directory / ".hydra").exists():
+        (directory / "train.log").unlink(missing_ok=True)
+        with suppress(OSError):  # the first that is not empty ends it
+            for folder in (directory, *(parent for parent in directory.parents if root in parent.parents)):
+                folder.rmdir()
 
 
 def is_multirun() -> bool:
@@ -98,6 +110,12 @@ def choices() -> dict[str, Any]:
     return dict(HydraConfig.get().runtime.choices)
 
 
+def named_by_changes(name: str, groups: tuple[str, ...]) -> str:
+    """A folder's name and, after it, the overrides of this command line that begin with one of ``groups``."""
+    changes = [override for override in overrides() if override.lstrip("+").startswith(groups)]
+    return "+".join(filter(None, [name, readable(changes, with_model_and_data=True)]))
+
+
 def _report(error: BaseException, config_name: str) -> int:
     """Tell an error to the user; returns the exit code."""
     if signum := _signal_of(error):
@@ -117,6 +135,9 @@ def _report(error: BaseException, config_name: str) -> int:
         line = f"trainer: {error}"
     elif isinstance(error, OSError) and error.filename:
         line = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ValueError) and str(error).startswith("Only one of --run, --multirun, --cfg"):
+        sys.stderr.write("segmod: error: -m and --cfg do not go together: --cfg job shows one job, without -m\n")
+        return 2
     else:
         traceback.print_exception(error)
         return 1
@@ -140,6 +161,8 @@ def _signal_of(error: BaseException) -> int:
 def explain(error: BaseException, config_name: str) -> str:
     """One line for what Hydra or OmegaConf refuses: the key or group, and what may stand there."""
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
+    if match := re.search(r"UserError raised while resolving interpolation: (.*)", text):
+        return match.group(1)
     if match := re.search(r"[Ee]rror parsing override '(.*?)'\n(.*)", text):
         return f"cannot read the override {match.group(1)!r} ({match.group(2)}): write key=value, quote odd characters"
     if match := re.search(r"LexerNoViableAltException: (.*)", text):
@@ -151,10 +174,11 @@ def explain(error: BaseException, config_name: str) -> str:
     if match := re.search(r"Could not override '([^']+)'\.\s*(?:No match in the defaults list)?", text):
         key = match.group(1)
         if "No match in the defaults list" in text:
-            groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
-            close = difflib.get_close_matches(key, groups, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"groups are {', '.join(groups)}"
-            return f"no config group or key '{key}': {hint}"
+            groups, keys = _groups_and_keys(config_name)
+            close = difflib.get_close_matches(key, groups + keys, n=1, cutoff=0.5)
+            its = f"its groups are {', '.join(groups)}" if groups else f"its keys are {', '.join(keys)}"
+            hint = f"did you mean {close[0]}?" if close else its
+            return f"segmod-{config_name} has no group '{key}': {hint}"
         full = re.search(r"full_key: (\S+)", text)
         key = full.group(1) if full else key
         return f"no config key '{key}': {_suggest(key, config_name)}"
@@ -166,6 +190,19 @@ def explain(error: BaseException, config_name: str) -> str:
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match.group(1)} is required: give {match.group(1)}=..."
     return re.sub(r"\s*(full_key|object_type|reference_type)[:=]", r"; \1:", text)
+
+
+def _groups_and_keys(config_name: str) -> tuple[list[str], list[str]]:
+    """Groups and keys that a command's config has at its root."""
+    cfg: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"{config_name}.yaml"))
+    groups, keys = [], [key for key in cfg if key not in ("defaults", "hydra")]
+    for entry in cfg["defaults"]:
+        if isinstance(entry, dict):
+            groups += [group for group in entry if not group.startswith("override ")]
+        elif entry != "_self_":
+            more = _groups_and_keys(entry)
+            groups, keys = groups + more[0], keys + more[1]
+    return groups, keys
 
 
 def _suggest(key: str, config_name: str) -> str:

@@ -1,13 +1,11 @@
-"""Run directories: a function of the choices, never of the clock; what they hold, and who may go on in one."""
+"""Run directories: a function of the choices, never of the clock; what they hold, and how a user names one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segmod.ground.errors import UserError
-from segmod.ground.files import replace_text
-from segmod.runs.environment import git_commit, hardware, peak_memory, versions
-
-log = logging.getLogger(__name__)
+from segmod.ground.errors import UserError, whole
 
 # Overrides that change how a run is made or watched, not what it computes: they name no directory.
 _INFRASTRUCTURE = re.compile(
@@ -62,8 +56,8 @@ def readable(overrides: Sequence[str], *, with_model_and_data: bool) -> str:
 
 def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: Mapping[str, Any]) -> str:
     """Directory of a run: ``runs/<name>[/<overrides>]/seed<k>``."""
-    if not isinstance(seed, int):
-        raise UserError(f"seed={seed!r}: give a whole number")
+    if not whole(seed, 0) or seed >= 2**32:
+        raise UserError(f"seed={seed!r}: give a whole number, from 0 to {2**32 - 1}")
     is_default = name == f"{choices.get('model')}-{choices.get('data')}"
     suffix = readable(overrides, with_model_and_data=not is_default)
     return str(Path(runs).expanduser().joinpath(*filter(None, [name, suffix]), f"seed{seed}"))
@@ -100,6 +94,11 @@ class Run:
     """A run directory and what stands in it."""
 
     directory: Path
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it holds a result or a checkpoint, and not only the config of a run that never came so far."""
+        return self.metrics_file.is_file() or any(self.directory.glob("checkpoints/*.ckpt"))
 
     @property
     def config_file(self) -> Path:
@@ -165,8 +164,11 @@ def find_run(given: str, root: str = "runs", key: str = "run", seed: str | None 
     Raises:
         UserError: There is no such run, or there are several.
     """
+    shells: list[Path] = []
     for path in (Path(given).expanduser(), Path(root).expanduser() / given):
-        found = sorted(p.parents[1] for depth in ("", "*/", "*/*/") for p in path.glob(f"{depth}.hydra/config.yaml"))
+        made = sorted(p.parents[1] for depth in ("", "*/", "*/*/") for p in path.glob(f"{depth}.hydra/config.yaml"))
+        found = [folder for folder in made if Run(folder).is_trained]
+        shells += [folder for folder in made if folder not in found]
         if len(found) > 1:
             found = [path for path in found if path.name == seed] or found
         if len(found) > 1:
@@ -174,51 +176,11 @@ def find_run(given: str, root: str = "runs", key: str = "run", seed: str | None 
             raise UserError(f"{key}={given}: there are {len(found)} runs; choose one of {listed}")
         if found:
             return Run(found[0].resolve())
+    if shells:
+        raise UserError(f"{key}={given}: {shells[0]} has no checkpoint yet; run the command that trains it first")
     raise UserError(
         f"{key}={given}: no run there, and none of that name in {root}; give a folder like runs/NAME/seed0, or train it"
     )
-
-
-def open_run(cfg: DictConfig) -> Run:
-    """Claim the directory of a config: new, or holding the same config, or overwritten if the config says so.
-
-    Raises:
-        UserError: It holds a run with another config; names the keys that differ.
-    """
-    run = Run(Path(cfg.run_dir))
-    leader = is_leader()
-    if cfg.overwrite and not leader:
-        return run  # the leader clears the folder in its own time
-    if cfg.overwrite:
-        for name in (
-            ".hydra",
-            "checkpoints",
-            "evaluation",
-            "metrics.csv",
-            "metrics.json",
-            "pictures",
-            "points.pt",
-            "tensorboard",
-            "wandb",
-        ):
-            path = run.directory / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif run.config_file.is_file():
-        ours, theirs = settings(cfg), settings(run.config())
-        roots = [c.data.get("root") for c in (cfg, run.config()) if "data" in c]
-        if len(set(roots)) > 1:
-            log.warning("data.root was %s when %s was made, it is %s now", roots[1], run.directory, roots[0])
-        differing = sorted(k for k in {*ours, *theirs} if ours.get(k, "-") != theirs.get(k, "-"))
-        if differing:
-            shown = ", ".join(f"{k}: {theirs.get(k, '-')} there, {ours.get(k, '-')} here" for k in differing[:4])
-            more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-            raise UserError(
-                f"{run.directory} holds a run with another config ({shown}{more}): "
-                "choose another name=..., or overwrite=true to start anew"
-            )
-    if leader:
-        replace_text(run.config_file, OmegaConf.to_yaml(cfg))
-    return run
 
 
 def predecessor(init_from: str, cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> Path:
@@ -244,42 +206,3 @@ def predecessor(init_from: str, cfg: DictConfig, overrides: Sequence[str], choic
             command = " ".join(["run first: segmod-train", f"experiment={init_from}", *kept])
         raise UserError(f"init_from={init_from}: {path} holds no finished run; {command}")
     return run.checkpoint(str(cfg.checkpoint))
-
-
-def record(
-    directory: Path,
-    cfg: DictConfig,
-    *,
-    metrics: Mapping[str, float | None],
-    iou: Mapping[str, float | None],
-    **facts: Any,
-) -> dict[str, Any]:
-    """Write ``metrics.json``: the record of a finished run or evaluation, fractions in [0, 1], None where undefined.
-
-    Args:
-        directory: Of the run or evaluation.
-        cfg: The run's config.
-        metrics: Such as ``val/miou``.
-        iou: Per class, None for classes without ground truth or prediction.
-        facts: Whatever else belongs to the record (``wall_time_s``, ``step``, ``data``, ``inference``, ...).
-    """
-    contents = {
-        "metrics": dict(metrics),
-        "iou": dict(iou),
-        "name": cfg.name,
-        "seed": cfg.seed,
-        "config_digest": digest(cfg),
-        "reported": OmegaConf.to_container(cfg.reported, resolve=True) if cfg.get("reported") else None,
-        **facts,
-        "peak_memory_bytes": peak_memory(),
-        "git_commit": git_commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
-    replace_text(directory / "metrics.json", json.dumps(contents, indent=2) + "\n")
-    return contents
-
-
-def is_leader() -> bool:
-    """Whether this process is rank 0 of its job."""
-    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))

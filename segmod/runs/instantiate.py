@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import types as python_types
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from segmod.ground.errors import UserError
+
+logging.getLogger("hydra.utils").addFilter(lambda record: False)  # writes what cannot be imported in three lines more
+
+
+class BuildError(UserError):
+    """A node names what the code does not have, or leaves out what it needs: a target, an argument."""
 
 
 def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
@@ -29,7 +37,7 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
     Raises:
         UserError: A target does not exist; an argument is unknown, missing, of a wrong type or refused. Names its key.
     """
-    node = OmegaConf.select(cfg, key)
+    node = OmegaConf.select(deepcopy(cfg), key)  # Hydra resolves in place what a node refers to, beyond the node, too
     plain = OmegaConf.to_container(node, resolve=True)
     check(plain, key, given=kwargs)
     try:
@@ -70,7 +78,7 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
     arguments = {name: value for name, value in node.items() if not (name.startswith("_") and name.endswith("_"))}
     for name, value in arguments.items():
         if name not in parameters and not takes_any:
-            raise UserError(
+            raise BuildError(
                 f"{key}.{name}: {node['_target_']} takes no such argument; {_alternatives(name, parameters)}"
             )
         if value == "???":
@@ -86,7 +94,7 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
                 parameter.VAR_KEYWORD,
             )
             if needed and name not in arguments and name not in (given or {}):
-                raise UserError(f"{key}.{name} is required by {node['_target_']}: give {key}.{name}=...")
+                raise BuildError(f"{key}.{name} is required by {node['_target_']}: give {key}.{name}=...")
 
 
 def _alternatives(name: str, parameters: Iterable[str]) -> str:
@@ -98,8 +106,8 @@ def _locate(path: str, key: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = hydra.utils.get_object(path)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{key}._target_={path}: cannot be imported ({reason})") from error
+        reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
+        raise BuildError(f"{key}._target_={path}: cannot be imported ({reason})") from error
     return found
 
 

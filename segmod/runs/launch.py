@@ -14,13 +14,17 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from segmod.ground.memory import keep_freed_memory
-from segmod.runs import folders as runs
 
 # What the launcher, seed_everything and the W&B logger leave behind; the next job of a sweep must not find it.
 _JOB_VARIABLES = (
     "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", "PL_SEED_WORKERS",
     "WANDB_DATA_DIR", "WANDB_CACHE_DIR",
 )  # fmt: skip
+
+
+def is_leader() -> bool:
+    """Whether this process is rank 0 of its job."""
+    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 @contextmanager
@@ -31,7 +35,7 @@ def job_environment(cfg: DictConfig) -> Iterator[None]:
     """
     keep_freed_memory()
     before = {name: os.environ.get(name) for name in _JOB_VARIABLES}
-    if not runs.is_leader():
+    if not is_leader():
         _print_to_file(Path(cfg.run_dir))
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from segmod import figures
 from segmod.data.crops import cut, enlarge
 from segmod.data.instances import find_instances
 from segmod.ground.errors import UserError
-from segmod.studies.subject import Row, Subject, at_least, shown
+from segmod.studies.base import Row, Runs, at_least, first_images, only_run, shown
 
 
 class Activations:
@@ -42,20 +43,22 @@ class Activations:
         self.context = context
         self.channel = channel
 
-    def __call__(self, subject: Subject, directory: Path) -> list[Row]:
+    def __call__(self, runs: Runs, directory: Path) -> list[Row]:
         """Draw activations.png.
 
         Raises:
             UserError: The net has no such maps, or the split no object.
         """
-        if not hasattr(subject.net, "activations"):
-            kind = type(subject.net).__name__
+        run = only_run(runs, "activations")
+        net: Any = run.net
+        if not hasattr(net, "activations"):
+            kind = type(net).__name__
             raise UserError(f"study=activations: {kind} has no maps of deconvolutions; give a run of model=deconvnet")
         rows, names = [], []
         facts: dict[str, list[tuple[int, float, float]]] = {}
-        for index in shown(subject.first(None), "Looking at maps"):
-            image, mask = subject.dataset.read(index)
-            objects, numbered = find_instances(mask, subject.dataset.read_objects(index))
+        for index in shown(first_images(run, None), "Looking at maps"):
+            image, mask = run.dataset.read(index)
+            objects, numbered = find_instances(mask, run.dataset.read_objects(index))
             if not objects:
                 continue
             largest = max(objects, key=lambda thing: int((numbered == thing.number).sum()))
@@ -63,8 +66,7 @@ class Activations:
             side = (self.size, self.size)
             crop = np.asarray(cv2.resize(cut(image, window, 0), side, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
             own = cut((numbered == largest.number).astype(np.float32), window, 0)
-            device = next(subject.net.parameters()).device
-            maps = subject.net.activations(torch.from_numpy(crop).permute(2, 0, 1)[None].to(device))  # type: ignore[operator]
+            maps = net.activations(torch.from_numpy(crop).permute(2, 0, 1)[None].to(run.device))
             tiles = [crop]
             for name, tensor in maps.items():
                 positive = tensor[0].float().clamp(min=0).cpu()
@@ -75,7 +77,7 @@ class Activations:
                 on_object = float((drawn * inside).sum() / max(float(drawn.sum()), 1e-12))
                 facts.setdefault(name, []).append((len(drawn), float((positive > 0).float().mean()), on_object))
             rows.append(tiles)
-            names.append(subject.classes[largest.label])
+            names.append(run.classes[largest.label])
             if len(rows) == self.images:
                 break
         if not rows:

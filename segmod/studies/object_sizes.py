@@ -12,8 +12,8 @@ import numpy as np
 from segmod import figures, viz
 from segmod.data.instances import find_instances
 from segmod.ground.errors import UserError
-from segmod.ground.types import Predictor
-from segmod.studies.subject import Row, Subject, at_least, labels, scores, shown
+from segmod.ground.types import picture_of
+from segmod.studies.base import Row, Runs, at_least, first_images, first_of, labels, shown
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,6 @@ class ObjectSizes:
         images: Images of the split to score; None for all.
         pictures: Cases to draw of each kind: the largest, and the smallest of at least ``least``.
         least: Objects smaller than this share of the image are left out.
-        against: A second system, such as an FCN of another run; None for the run alone.
-        against_name: What to call it in pictures and table.
     """
 
     def __init__(
@@ -48,8 +46,6 @@ class ObjectSizes:
         images: int | None = None,
         pictures: int = 4,
         least: float = 0.001,
-        against: Predictor | None = None,
-        against_name: str | None = None,
     ) -> None:
         if list(edges) != sorted(set(edges)) or not all(0 < edge < 1 for edge in edges):
             raise UserError(f"study.edges={list(edges)}: give shares of the image, ascending, between 0 and 1")
@@ -59,25 +55,23 @@ class ObjectSizes:
         self.images = images
         self.pictures = pictures
         self.least = least
-        self.against = against
-        self.against_name = against_name or "against"
 
-    def __call__(self, subject: Subject, directory: Path) -> list[Row]:
+    def __call__(self, runs: Runs, directory: Path) -> list[Row]:
         """Score the objects, draw large.png and small.png.
 
         Raises:
             UserError: The split has no object of that size.
         """
-        systems = subject.systems(self.against, self.against_name)
+        run = first_of(runs)
         cases: list[_Case] = []
-        for index in shown(subject.first(self.images), "Scoring objects"):
-            mask = subject.dataset.read(index)[1]
-            objects, numbered = find_instances(mask, subject.dataset.read_objects(index))
+        for index in shown(first_images(run, self.images), "Scoring objects"):
+            mask = run.dataset.read(index)[1]
+            objects, numbered = find_instances(mask, run.dataset.read_objects(index))
             kept = [thing for thing in objects if (numbered == thing.number).mean() >= self.least]
             if not kept:
                 continue
-            batch = subject.batch(index)
-            predictions = [labels(scores(predictor, subject, batch)) for predictor in systems.values()]
+            batch = run.batch(index)
+            predictions = [labels(scored.scores(batch)[0]) for scored in runs.values()]
             for thing in kept:
                 own = numbered == thing.number
                 found = tuple(float((prediction[own] == thing.label).mean()) for prediction in predictions)
@@ -85,28 +79,28 @@ class ObjectSizes:
         if not cases:
             raise UserError(f"study.least={self.least}: no object of that size in the split; lower it")
         cases.sort(key=lambda case: case.share)
-        self._draw(subject, systems, cases[: self.pictures], directory / "small.png")
-        self._draw(subject, systems, cases[::-1][: self.pictures], directory / "large.png")
+        self._draw(runs, cases[: self.pictures], directory / "small.png")
+        self._draw(runs, cases[::-1][: self.pictures], directory / "large.png")
         bounds = [0.0, *self.edges, 1.0]
         table: list[Row] = []
         for low, high in pairwise(bounds):
             those = [case for case in cases if low < case.share <= high]
             name = f"{100 * low:g} to {100 * high:g} %"
-            means = np.mean([case.found for case in those], 0).tolist() if those else [None] * len(systems)
-            table.append({"share of the image": name, "objects": len(those)} | dict(zip(systems, means, strict=True)))
-        series = {system: [row[system] and 100 * row[system] for row in table] for system in systems}
+            means = np.mean([case.found for case in those], 0).tolist() if those else [None] * len(runs)
+            table.append({"share of the image": name, "objects": len(those)} | dict(zip(runs, means, strict=True)))
+        series = {system: [row[system] and 100 * row[system] for row in table] for system in runs}
         names = [row["share of the image"] for row in table]
         title = "How much of an object is found, by its share of the image"
         viz.bar_chart(names, series, directory / "sizes.png", title, "mean share of the object's pixels found (%)")
         return table
 
-    def _draw(self, subject: Subject, systems: dict[str, Predictor], cases: Sequence[_Case], path: Path) -> None:
-        rows, names = [], []
+    def _draw(self, runs: Runs, cases: Sequence[_Case], path: Path) -> None:
+        run, rows, names = first_of(runs), [], []
         for case in cases:
-            batch = subject.batch(case.index)
-            picture = subject.picture(batch)
-            predictions = [labels(scores(predictor, subject, batch)) for predictor in systems.values()]
+            batch = run.batch(case.index)
+            image = picture_of(batch["image"][0])
+            predictions = [labels(scored.scores(batch)[0]) for scored in runs.values()]
             truth = viz.colour_mask(batch["mask"][0])
-            rows.append([picture, truth, *(viz.overlay(picture, prediction) for prediction in predictions)])
-            names.append(f"{subject.classes[case.label]}, {100 * case.share:.1f} %")
-        figures.page(rows, path, ["image", "truth", *systems], names, side=2.6)
+            rows.append([image, truth, *(viz.overlay(image, prediction) for prediction in predictions)])
+            names.append(f"{run.classes[case.label]}, {100 * case.share:.1f} %")
+        figures.page(rows, path, ["image", "truth", *runs], names, side=2.6)

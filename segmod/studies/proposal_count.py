@@ -10,9 +10,10 @@ import torch
 
 from segmod import figures, viz
 from segmod.ground.errors import UserError
+from segmod.ground.types import picture_of
 from segmod.inference.proposals import ProposalPredictor
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
-from segmod.studies.subject import Row, Subject, at_least, labels, shown
+from segmod.studies.base import Row, Runs, at_least, first_images, labels, only_run, shown
 
 
 class ProposalCount:
@@ -36,28 +37,29 @@ class ProposalCount:
         self.images = images
         self.pictures = pictures
 
-    def __call__(self, subject: Subject, directory: Path) -> list[Row]:
+    def __call__(self, runs: Runs, directory: Path) -> list[Row]:
         """Score the images, draw steps.png and curve.png.
 
         Raises:
             UserError: The run is not scored by proposals.
         """
-        predictor = subject.predictor
+        run = only_run(runs, "proposal_count")
+        predictor = run.predictor
         if not isinstance(predictor, ProposalPredictor):
             kind = type(predictor).__name__
             raise UserError(f"study=proposal_count follows proposals, and {kind} has none: give inference=proposals")
-        metrics = {count: SegmentationMetrics(len(subject.classes)) for count in self.counts}
+        metrics = {count: SegmentationMetrics(len(run.classes)) for count in self.counts}
         rows = []
-        for position, index in enumerate(shown(subject.first(self.images), "Scoring")):
-            batch = subject.batch(index)
+        for position, index in enumerate(shown(first_images(run, self.images), "Scoring")):
+            batch = run.batch(index)
             truth = batch["mask"].cpu()
-            picture = subject.picture(batch)
-            tiles = [picture, viz.colour_mask(truth[0])]
+            image = picture_of(batch["image"][0])
+            tiles = [image, viz.colour_mask(truth[0])]
             with torch.inference_mode():
-                for count, probabilities in predictor.progressive(subject.net, batch, self.counts):
+                for count, probabilities in predictor.progressive(run.net, batch, self.counts):
                     found = labels(probabilities[0].cpu())
                     metrics[count].update(torch.from_numpy(found.astype(np.int64))[None], truth)
-                    tiles.append(viz.overlay(picture, found))
+                    tiles.append(viz.overlay(image, found))
             if position < self.pictures:
                 rows.append(tiles)
         figures.page(rows, directory / "steps.png", ["image", "truth", *(f"{count}" for count in self.counts)])
@@ -72,6 +74,6 @@ class ProposalCount:
             name: [None if row[name] is None else 100 * row[name] for row in table]
             for name in ("mIoU of the classes present", "mIoU")
         }
-        title = f"{subject.name}: proposals aggregated, largest first ({len(subject.first(self.images))} images)"
+        title = f"{run.name}: proposals aggregated, largest first ({len(first_images(run, self.images))} images)"
         viz.line_chart(self.counts, series, directory / "curve.png", title, "proposals", "%")
         return table

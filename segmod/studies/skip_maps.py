@@ -6,7 +6,7 @@ between both. Three measures put a number on each side of that: `receptive_field
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -17,9 +17,62 @@ from torch import Tensor, nn
 
 from segmod import figures, viz
 from segmod.ground.errors import UserError
-from segmod.ground.types import IGNORE_INDEX, Batch
+from segmod.ground.types import IGNORE_INDEX, Batch, picture_of
 from segmod.nets.ops import box_labels, resize
-from segmod.studies.subject import Row, Subject, shown
+from segmod.runs.trained import TrainedRun
+from segmod.studies.base import Row, Runs, at_least, first_of, shown
+
+
+class SkipMaps:
+    """Draws what each connection of some runs says of each class, and measures it.
+
+    Args:
+        images: Images to draw: ids of the split, or positions in it.
+        measure: So many images of the split for the table; None for all, 0 for no table.
+        softmax: Draw the probabilities of the sum of all maps in place of each connection's own map.
+    """
+
+    def __init__(self, images: Sequence[int | str] = (0, 1), measure: int | None = 20, softmax: bool = False) -> None:
+        at_least(0, measure=measure)
+        self.images = images
+        self.measure = measure
+        self.softmax = softmax
+
+    def __call__(self, runs: Runs, directory: Path) -> list[Row]:
+        """Draw the maps, and measure them.
+
+        Raises:
+            UserError: A net has no connections, or the split no such image.
+        """
+        for run in runs.values():
+            skip_net(run.net)
+        dataset = first_of(runs).dataset
+        draw(runs, find_images(self.images, dataset.names), directory, self.softmax)
+        count = len(dataset) if self.measure is None else min(self.measure, len(dataset))
+        return [row for name, run in runs.items() for row in measures_of(name, run, range(count))] if count else []
+
+
+def find_images(given: Sequence[int | str], names: Sequence[str]) -> list[int]:
+    """Positions of the images that ``study.images`` names, by position or by id.
+
+    Raises:
+        UserError: The split has no such image.
+    """
+    # an id such as 2007_000033 comes as the number 2007000033
+    known = {name: i for i, name in enumerate(names)} | {name.replace("_", ""): i for i, name in enumerate(names)}
+    positions = []
+    for entry in given:
+        if isinstance(entry, int) and 0 <= entry < len(names):
+            positions.append(entry)
+        elif str(entry) in known:
+            positions.append(known[str(entry)])
+        else:
+            raise UserError(
+                f"study.images={entry}: give ids of the split, such as {names[0]}, or 0 to {len(names) - 1}"
+            )
+    if not positions:
+        raise UserError("study.images=[]: give at least one image")
+    return positions
 
 
 class SkipNet(Protocol):
@@ -61,8 +114,9 @@ def layers_of(net: SkipNet) -> tuple[str, ...]:
     return net.connections or (net.top,)
 
 
-def squashed(batch: Batch, side: int | None) -> Tensor:
+def squashed(run: TrainedRun, batch: Batch) -> Tensor:
     """The image of a batch as the net sees it, (1, 3, side, side)."""
+    side = getattr(run.module, "side", None)
     return resize(batch["image"].float(), (side, side)) if side is not None else batch["image"].float()
 
 
@@ -94,14 +148,11 @@ def numbered(classes: int) -> list[int]:
     return [*range(1, classes), 0]
 
 
-def draw(
-    subjects: Mapping[str, Subject], sides: Mapping[str, int | None], images: Sequence[int], folder: Path, softmax: bool
-) -> None:
+def draw(runs: Runs, images: Sequence[int], folder: Path, softmax: bool) -> None:
     """Write each map as ``<run>/<image>_<class>.png``, and all maps of an image on one page.
 
     Args:
-        subjects: The runs by label.
-        sides: Side in pixels of the images that each net sees.
+        runs: The runs by label.
         images: Positions in the split; files are numbered by their place in this list.
         folder: Where the pictures go.
         softmax: See `tiles`.
@@ -109,19 +160,19 @@ def draw(
     for number, index in enumerate(images):
         rows: list[list[figures.Tile]] = []
         labels = []
-        for name, subject in subjects.items():
-            net, batch = skip_net(subject.net), subject.batch(index)
-            found = tiles(net, squashed(batch, sides[name]), softmax)
+        for name, run in runs.items():
+            batch = run.batch(index)
+            found = tiles(skip_net(run.net), squashed(run, batch), softmax)
             for layer, maps in found.items():
                 title = f"{name}, {layer}" if len(found) > 1 else name
                 order = numbered(len(maps))
                 for position, label in enumerate(order):
                     grey = np.rint(255 * maps[label]).astype(np.uint8)
                     viz.save_png(np.repeat(grey[..., None], 3, 2), folder / title / f"{number}_{position}.png")
-                first: list[figures.Tile] = [subject.picture(batch), viz.colour_mask(batch["mask"][0])]
+                first: list[figures.Tile] = [picture_of(batch["image"][0]), viz.colour_mask(batch["mask"][0])]
                 rows.append([*(first if not rows else [None, None]), *(maps[label] for label in order)])
                 labels.append(title)
-        classes = next(iter(subjects.values())).classes
+        classes = first_of(runs).classes
         headings = ["image", "truth", *(f"{i} {classes[label]}" for i, label in enumerate(numbered(len(classes))))]
         figures.page(rows, folder / f"page_{number}.png", headings, labels, side=1.15, colours="gray")
 
@@ -129,23 +180,22 @@ def draw(
 # -- measures --------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, subject: Subject, side: int | None, images: range) -> list[Row]:
+def measures_of(name: str, run: TrainedRun, images: range) -> list[Row]:
     """The measures of a run's connections, means over images.
 
     Args:
         name: Of the run.
-        subject: The run.
-        side: Side in pixels of the images that the net sees.
+        run: The run.
         images: Positions in the split.
     """
-    net, layers = skip_net(subject.net), layers_of(skip_net(subject.net))
+    net, layers = skip_net(run.net), layers_of(skip_net(run.net))
     draws = torch.Generator().manual_seed(0)
     energy: dict[tuple[str, bool], Tensor] = {}
     sharp: dict[str, list[float]] = {layer: [] for layer in layers}
     said: dict[str, list[Responses]] = {layer: [] for layer in layers}
     for index in shown(images, f"Measuring {name}"):
-        batch = subject.batch(index)
-        image = squashed(batch, side)
+        batch = run.batch(index)
+        image = squashed(run, batch)
         with torch.inference_mode():
             parts = net.forward_parts(image)
         truth = box_labels(batch["mask"], net.boxes)[0].cpu()
@@ -168,7 +218,7 @@ def measure(name: str, subject: Subject, side: int | None, images: range) -> lis
             "sharpness": _mean(sharp[layer]),
             "own": _mean([answer.own for answer in said[layer]]),
             "false": _mean([float(answer.false.sum()) for answer in said[layer]]),
-            "most false": _most(said[layer], subject.classes),
+            "most false": _most(said[layer], run.classes),
         }
         for layer in layers
     ]

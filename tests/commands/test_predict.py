@@ -12,6 +12,7 @@ from PIL import Image
 from segmod import viz
 from segmod.__main__ import COMMANDS
 from segmod.commands import predict
+from segmod.data.pictures import read_picture
 from segmod.ground.errors import UserError
 
 
@@ -54,19 +55,19 @@ def photo() -> Image.Image:
 def test_read_grey_as_three_equal_channels(tmp_path: Path, photo: Image.Image) -> None:
     grey = photo.convert("L")
     grey.save(tmp_path / "x.png")
-    np.testing.assert_array_equal(predict.read_picture(tmp_path / "x.png"), np.stack([np.array(grey)] * 3, axis=-1))
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.png"), np.stack([np.array(grey)] * 3, axis=-1))
 
 
 def test_read_sixteen_bits_over_their_whole_range(tmp_path: Path) -> None:
     values = np.array([[0, 257, 65535], [32896, 128, 129]], np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png")
     # 65535 = 255 * 257; 128 / 257 rounds to 0, 129 / 257 to 1
-    np.testing.assert_array_equal(predict.read_picture(tmp_path / "x.png")[..., 0], [[0, 1, 255], [128, 0, 1]])
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.png")[..., 0], [[0, 1, 255], [128, 0, 1]])
 
 
 def test_read_floats(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)).save(tmp_path / "x.tif")
-    np.testing.assert_array_equal(predict.read_picture(tmp_path / "x.tif")[0, :, 0], [0, 128, 255])
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.tif")[0, :, 0], [0, 128, 255])
 
 
 @pytest.mark.parametrize(("mode", "opaque", "half"), [("RGBA", (10, 20, 30), (132, 137, 142)), ("LA", 10, 132)])
@@ -78,16 +79,16 @@ def test_transparent_pixels_show_white(tmp_path: Path, mode: str, opaque: object
     image.save(tmp_path / "x.png")
     # half: c * 128/255 + 255 * 127/255, for c = 10, 20, 30; PIL rounds in its own way
     expected = np.stack([np.broadcast_to(c, 3) for c in (opaque, half, 255)])
-    np.testing.assert_allclose(predict.read_picture(tmp_path / "x.png")[0], expected, atol=1)
+    np.testing.assert_allclose(read_picture(tmp_path / "x.png")[0], expected, atol=1)
 
 
 def test_read_cmyk_and_palette(tmp_path: Path) -> None:
     Image.new("CMYK", (2, 2), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=100)
-    np.testing.assert_allclose(predict.read_picture(tmp_path / "red.jpg")[0, 0], (255, 0, 0), atol=3)
+    np.testing.assert_allclose(read_picture(tmp_path / "red.jpg")[0, 0], (255, 0, 0), atol=3)
     indexed = Image.new("P", (2, 2), 1)
     indexed.putpalette([0, 0, 0, 9, 8, 7])
     indexed.save(tmp_path / "x.png")
-    assert predict.read_picture(tmp_path / "x.png")[1, 1].tolist() == [9, 8, 7]
+    assert read_picture(tmp_path / "x.png")[1, 1].tolist() == [9, 8, 7]
 
 
 def test_exif_orientation_is_applied(tmp_path: Path, photo: Image.Image) -> None:
@@ -95,7 +96,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, photo: Image.Image) -> None
     exif[0x0112] = 6  # the camera was turned: the picture is to be shown turned clockwise
     photo.save(tmp_path / "x.png", exif=exif)
     turned = np.rot90(np.array(photo), k=-1)
-    np.testing.assert_array_equal(predict.read_picture(tmp_path / "x.png"), turned)
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.png"), turned)
 
 
 # -- files -----------------------------------------------------------------------------------------------------------

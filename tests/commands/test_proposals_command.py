@@ -15,10 +15,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from segmod.commands.evaluate import settle
 from segmod.data.synthetic import SyntheticScenes, write_voc_tree
 from segmod.runs import cli
 from segmod.runs import folders as runs
+from segmod.runs.trained import TrainedRun
 
 SCENES = ("data.size=64", "data.crop_size=null", "data.train_images=3", "data.val_images=2", "workers=1")
 
@@ -145,23 +145,22 @@ def test_proposals_decide_a_run_only_where_they_are_used() -> None:
     assert digest(used) == digest(used, "proposals.root=elsewhere")
 
 
-@pytest.mark.parametrize("stored", ["edgeboxes", "grid", None])
+@pytest.mark.parametrize("stored", ["edgeboxes", "grid"])
 @pytest.mark.parametrize("asked", ["gt", None])
 def test_a_run_is_scored_with_its_own_proposals_unless_asked(
-    stored: str | None, asked: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    stored: str, asked: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A run made before there were proposals has none stored; it is scored with the default ones."""
     monkeypatch.chdir(tmp_path)
-    run_cfg = composed("train", f"proposals={stored or 'edgeboxes'}")
+    run_cfg = composed("train", f"proposals={stored}")
     run_cfg.run_dir = run_cfg.name = "x"
-    if stored is None:
-        del run_cfg.proposals
     run = runs.Run(Path("old"))
     run.config_file.parent.mkdir(parents=True)
     run.config_file.write_text(OmegaConf.to_yaml(run_cfg))
-    settled = settle(composed("evaluate", "run=old", *([f"proposals={asked}"] if asked else [])), run)
+    run.metrics_file.write_text("{}")
+    given = composed("evaluate", "run=old", *([f"proposals={asked}"] if asked else []))
+    opened = TrainedRun.open(given.run, proposals=given.get("proposals"))
     names = {"edgeboxes": "EdgeBoxes", "grid": "GridBoxes", "gt": "TruthBoxes"}
-    assert settled.proposals._target_.endswith(names[asked or stored or "edgeboxes"])
+    assert opened.config.proposals._target_.endswith(names[asked or stored])
 
 
 @pytest.mark.slow

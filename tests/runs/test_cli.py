@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
+
+from segmod.data.synthetic import write_voc_tree
+from segmod.runs import cli
 
 MISTAKES = [
     (["foo=1"], "no config key 'foo'"),
@@ -19,7 +23,15 @@ MISTAKES = [
     (["model.loss._target_=torch.nn.CrossEntropy"], "model.loss._target_=torch.nn.CrossEntropy: cannot be imported"),
     (["+model.net.depth=3"], "model.net.depth: segmod.nets.hypercolumn.Hypercolumn takes no such argument"),
     (["inference=crf", "inference.normalization=none"], "did you mean inference.kernel_normalization?"),
-    (["seed=x"], "seed='x': give a whole number"),
+    (["seed=x"], "error: seed='x': give a whole number, from 0 to 4294967295"),
+    (["seed=-1"], "error: seed=-1: give a whole number"),
+    (["seed=4294967296"], "error: seed=4294967296: give a whole number"),
+    (["seed=true"], "error: seed=True: give a whole number"),
+    (
+        ["model.net._target_=nowhere.Net"],
+        "model.net._target_=nowhere.Net: cannot be imported (No module named 'nowhere')",
+    ),
+    (["study=object_sizes"], "segmod-train has no group 'study': its groups are data, "),
     (["trainer.max_epochs=two"], "trainer.max_epochs='two' has the wrong type"),
     (["trainer.precision=8"], "trainer.precision=8 has the wrong type"),
     (["trainer.devices=999"], "trainer.devices=999: this machine has"),
@@ -46,7 +58,70 @@ def test_mistakes_in_training(overrides: list[str], message: str, segmod: Any, s
     assert message in lines[0]
     assert "Traceback" not in error
     assert "Error executing job" not in error
+    assert "Error getting object" not in error
     assert not list(Path("runs").glob("**/metrics.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        (
+            "evaluate",
+            "logger=wandb",
+            "segmod-evaluate has no group 'logger': its groups are inference, proposals, trainer",
+        ),
+        ("predict", "model=tiny", "segmod-predict has no group 'model': its groups are inference, proposals"),
+        ("tables", "tables=fcn", "segmod-tables has no group 'tables': did you mean table?"),
+        ("evaluate", "run=nowhere", "run=nowhere: no run there, and none of that name in runs"),
+    ],
+)
+def test_mistakes_of_other_commands(name: str, override: str, message: str, segmod: Any, capfd: Any) -> None:
+    assert segmod(name, override) == 1
+    assert capfd.readouterr().err.startswith(f"segmod: error: {message}")
+
+
+def test_the_config_of_a_sweep_is_not_shown(segmod: Any, capfd: Any) -> None:
+    assert segmod("train", "-m", "model=tiny,fcn8s", "--cfg", "job") == 2
+    assert capfd.readouterr().err == (
+        "segmod: error: -m and --cfg do not go together: --cfg job shows one job, without -m\n"
+    )
+
+
+REFUSED = [
+    ["model.optimizer.lr=fast"], ["data.batch_size=0"], ["data=voc", "data.root=nowhere"], ["trainer.accelerator=tpu"],
+    ["hydra.mode=MULTIRUN", "seed=0,1", "model.net._target_=nowhere.Net"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", REFUSED, ids=" ".join)
+def test_a_refused_command_leaves_no_folder(overrides: list[str], segmod: Any, small: Any, capfd: Any) -> None:
+    kept = ["trainer=cpu", "trainer.enable_progress_bar=false"] if "data=voc" in overrides else small
+    assert segmod("train", *kept, *overrides) == 1
+    assert "segmod: error: " in capfd.readouterr().err
+    left = [path.name for path in Path("runs").rglob("*")] if Path("runs").exists() else []
+    assert left == (["multirun.yaml"] if "hydra.mode=MULTIRUN" in overrides else [])
+
+
+def test_a_refused_command_leaves_a_run_as_it_was(segmod: Any, small: Any) -> None:
+    short = (*small, "trainer.max_epochs=1", "name=kept")
+    assert segmod("train", *short) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != "train.log"}
+    (run,) = Path("runs").rglob("metrics.json")
+    assert segmod("train", *short, "overwrite=true", "data.batch_size=0", f"hydra.run.dir='{run.parent}'") == 1
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*") if path.name != "train.log"} == before
+
+
+def test_a_finished_run_verifies_its_data_when_asked(segmod: Any, small: Any, capfd: Any) -> None:
+    voc = write_voc_tree(Path("data"), train=2, val=2, size=(40, 50))
+    short = [word for word in small if not word.startswith("data.") or "workers" in word]
+    short += ["data=voc", "data.root=data", "data.crop_size=32", "data.batch_size=2", "trainer.max_steps=1"]
+    assert segmod("train", *short) == 0
+    assert segmod("train", *short, "data.verify=true") == 0
+    next((voc / "JPEGImages").iterdir()).write_bytes(b"no picture")
+    capfd.readouterr()
+    assert segmod("train", *short, "data.verify=true") == 1
+    assert "1 of 4 images are bad" in capfd.readouterr().err
+    assert segmod("train", *short) == 0
 
 
 def test_another_number_of_classes_than_the_checkpoint(segmod: Any, small: Any, capfd: Any) -> None:
@@ -78,10 +153,8 @@ def test_one_failing_job_does_not_stop_the_others(segmod: Any, small: Any, capfd
     assert len(list(Path("runs").glob("**/metrics.json"))) == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "evaluate", "predict", "proposals", "benchmark", "study", "skipmaps", "tables"]
-)
-def test_help_needs_no_torch(name: str) -> None:
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "proposals", "benchmark", "study", "tables"])
+def test_help_tells_of_the_command_and_its_keys_and_needs_no_torch(name: str) -> None:
     code = (
         f"import sys; sys.argv = ['segmod-{name}', '--help']\n"
         f"from segmod.__main__ import COMMANDS\n"
@@ -90,4 +163,10 @@ def test_help_needs_no_torch(name: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in done.stdout
-    assert f"segmod-{name}" in done.stdout
+    first = next(line for line in done.stdout.splitlines() if line)
+    assert first.startswith(f"segmod-{name}: ")
+    cfg = OmegaConf.load(cli.CONF_DIR / f"{name}.yaml")
+    keys = [key for key in cfg if key not in ("defaults", "hydra", "run_dir", "reported", "data", "trainer")]
+    keys = [key for key in keys if name == "train" or key not in ("name", "seed")]  # elsewhere for a logger or the data
+    told = " ".join(line for line in done.stdout.splitlines() if "=" in line)
+    assert [key for key in keys if f" {key}=" not in told] == []

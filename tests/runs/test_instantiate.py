@@ -46,6 +46,14 @@ def test_a_wrong_config_names_its_key(node: dict[str, object], message: str) -> 
         build(node)
 
 
+def test_the_config_stays_as_it_was() -> None:
+    outer = {"_target_": "builtins.dict", "inner": "${inner}"}
+    cfg = OmegaConf.create({"size": 3, "inner": {"_target_": "builtins.dict", "size": "${size}"}, "outer": outer})
+    before = OmegaConf.to_yaml(cfg)
+    assert instantiate(cfg, "outer") == {"inner": {"size": 3}}
+    assert OmegaConf.to_yaml(cfg) == before
+
+
 def test_nested_nodes_are_checked_with_their_full_key() -> None:
     cfg = OmegaConf.create(
         {"model": {"_target_": "builtins.dict", "loss": {"_target_": "torch.nn.CrossEntropyLoss", "ignore_index": "x"}}}

@@ -7,6 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
 from segmod.runs import folders as runs
+from segmod.runs.claim import claim, own_run
+from segmod.runs.launch import is_leader
+from segmod.runs.records import record
 
 CHOICES = {"model": "tiny", "data": "synthetic"}
 
@@ -55,22 +58,28 @@ def config(tmp_path: Path, **kwargs: object) -> DictConfig:
     return OmegaConf.merge(base, kwargs)  # type: ignore[return-value]
 
 
+def taken(cfg: DictConfig) -> runs.Run:
+    run = own_run(cfg)
+    claim(run, cfg)
+    return run
+
+
 def test_another_config_in_the_same_directory_is_refused_by_key(tmp_path: Path) -> None:
-    runs.open_run(config(tmp_path))
-    runs.open_run(config(tmp_path, data={"num_workers": 0}, trainer={"devices": 2}))  # may differ
+    taken(config(tmp_path))
+    taken(config(tmp_path, data={"num_workers": 0}, trainer={"devices": 2}))  # may differ
     with pytest.raises(UserError, match=r"model\.lr: 0\.1 there, 0\.2 here.*overwrite=true"):
-        runs.open_run(config(tmp_path, model={"lr": 0.2}))
+        taken(config(tmp_path, model={"lr": 0.2}))
     assert runs.Run(tmp_path / "a" / "seed0").config().model.lr == 0.1
-    runs.open_run(config(tmp_path, model={"lr": 0.2}, overwrite=True))
+    taken(config(tmp_path, model={"lr": 0.2}, overwrite=True))
     assert runs.Run(tmp_path / "a" / "seed0").config().model.lr == 0.2
 
 
 def test_overwrite_leaves_foreign_files_alone(tmp_path: Path) -> None:
-    run = runs.open_run(config(tmp_path))
+    run = taken(config(tmp_path))
     (run.directory / "notes.txt").write_text("mine")
     (run.directory / "checkpoints").mkdir()
     (run.directory / "checkpoints" / "last.ckpt").write_text("x")
-    runs.open_run(config(tmp_path, overwrite=True))
+    taken(config(tmp_path, overwrite=True))
     assert (run.directory / "notes.txt").exists()
     assert not (run.directory / "checkpoints").exists()
 
@@ -81,9 +90,9 @@ def test_digest_follows_what_is_computed(tmp_path: Path) -> None:
 
 
 def test_a_record_is_read_back(tmp_path: Path) -> None:
-    run = runs.open_run(config(tmp_path))
+    run = taken(config(tmp_path))
     assert run.result() is None
-    runs.record(run.directory, config(tmp_path), metrics={"val/miou": 0.5}, iou={"cat": None}, wall_time_s=1.5)
+    record(run.directory, config(tmp_path), metrics={"val/miou": 0.5}, iou={"cat": None}, wall_time_s=1.5)
     result = run.result()
     assert result is not None
     assert result["metrics"] == {"val/miou": 0.5}
@@ -118,7 +127,7 @@ def test_a_predecessor_is_a_file_a_directory_or_a_finished_sibling(tmp_path: Pat
 
 
 def test_missing_checkpoints_and_runs_are_named(tmp_path: Path) -> None:
-    run = runs.open_run(config(tmp_path))
+    run = taken(config(tmp_path))
     with pytest.raises(UserError, match=r"checkpoint=best: .*best\.ckpt does not exist"):
         run.checkpoint("best")
     with pytest.raises(UserError, match="no run there"):
@@ -129,14 +138,16 @@ def test_missing_checkpoints_and_runs_are_named(tmp_path: Path) -> None:
 def test_only_rank_zero_leads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for other in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(other, raising=False)
-    assert runs.is_leader()
+    assert is_leader()
     monkeypatch.setitem(os.environ, name, "1")
-    assert not runs.is_leader()
+    assert not is_leader()
 
 
 def make_run(folder: Path) -> Path:
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text("name: x\n")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
     return folder
 
 
@@ -164,3 +175,17 @@ def test_a_run_is_found_by_its_folder_or_name(tmp_path: Path, monkeypatch: pytes
         runs.find_run("fcn8s", seed="seed7")
     with pytest.raises(UserError, match="run=fcn16s: no run there, and none of that name in runs"):
         runs.find_run("fcn16s")
+
+
+def test_a_folder_without_a_checkpoint_is_not_offered(tmp_path: Path) -> None:
+    """Of a run that failed at once the config alone is left; it is told where nothing else is there."""
+    shell = tmp_path / "fcn8s" / "seed0"
+    (shell / ".hydra").mkdir(parents=True)
+    (shell / ".hydra" / "config.yaml").write_text("name: x\n")
+    with pytest.raises(UserError, match=r"run=fcn8s: .*seed0 has no checkpoint yet; run the command that trains it"):
+        runs.find_run("fcn8s", str(tmp_path))
+    trained = make_run(tmp_path / "fcn8s" / "seed1")
+    assert runs.find_run("fcn8s", str(tmp_path)).directory == trained
+    (shell / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="there are 2 runs"):
+        runs.find_run("fcn8s", str(tmp_path))

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from segmod.commands.skipmaps import find_images, labels
+from segmod.commands.study import names_of
 from segmod.ground.errors import UserError
-from segmod.studies.skip_maps import gradient_energy, numbered, receptive_field, responses, sharpness, skip_net
+from segmod.studies.skip_maps import (
+    find_images,
+    gradient_energy,
+    numbered,
+    receptive_field,
+    responses,
+    sharpness,
+    skip_net,
+)
 
 TRUTH = torch.zeros(10, 10, dtype=torch.int64)
 TRUTH[2:6, 3:8] = 5
@@ -98,14 +107,21 @@ def test_images_are_found_by_position_and_by_id():
     names = ["2007_000033", "2008_000001", "scene7"]
     # Hydra reads 2007_000033 as a number
     assert find_images([2007000033, "2008_000001", 2, "scene7"], names) == [0, 1, 2, 2]
-    with pytest.raises(UserError, match="images=2009_000001: give ids of the split, such as 2007_000033, or 0 to 2"):
+    with pytest.raises(
+        UserError, match=r"study\.images=2009_000001: give ids of the split, such as 2007_000033, or 0 to 2"
+    ):
         find_images(["2009_000001"], names)
 
 
 def test_runs_are_named_by_what_tells_them_apart():
-    first, second = Path("/r/skip_6/data-voc+a-1/seed0"), Path("/r/skip_2/data-voc+a-1/seed0")
-    assert labels([first, second]) == ["skip_6", "skip_2"]
-    assert labels([first, Path("/r/skip_6/data-voc+a-2/seed1")]) == ["a-1+seed0", "a-2+seed1"]
+    def runs(*folders):
+        return [SimpleNamespace(name=Path(folder).parts[2], directory=Path(folder)) for folder in folders]
+
+    assert names_of(runs("/r/skip_6/data-voc+a-1/seed0", "/r/skip_2/data-voc+a-1/seed0")) == ["skip_6", "skip_2"]
+    same = runs("/r/skip_6/data-voc+a-1/seed0", "/r/skip_6/data-voc+a-2/seed1")
+    assert names_of(same) == ["a-1+seed0", "a-2+seed1"]
+    with pytest.raises(UserError, match="among the runs twice"):
+        names_of([same[0], same[0]])
 
 
 SMALL = (
@@ -119,7 +135,9 @@ def test_the_command_draws_and_measures_runs(segmod, capfd):
     for name, connection in (("high", "7"), ("none", "null")):
         assert segmod("train", *SMALL, f"name={name}", f"model.net.connections={connection}") == 0
     runs = [str(next(Path("runs", name).rglob("seed0"))) for name in ("high", "none")]
-    assert segmod("skipmaps", f"run=['{runs[0]}',none]", "images=[2,0]", "measure=2", "device=cpu", "output=out") == 0
+    study = ("study=skip_maps", "device=cpu")
+    drawn = ("study.images=[2,0]", "study.measure=2", "output=out")
+    assert segmod("study", *study, f"run=['{runs[0]}',none]", *drawn) == 0
     with Path("out/table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["layer"] for row in rows] == ["features.10", "features.12"]
@@ -137,16 +155,19 @@ def test_the_command_draws_and_measures_runs(segmod, capfd):
     assert Path("out/page_1.png").is_file()
 
     capfd.readouterr()
-    assert segmod("skipmaps", f"run='{runs[0]}'", "images=[0]", "measure=0", "softmax=true", "device=cpu") == 0
-    (folder,) = (path for path in (Path(runs[0]) / "skipmaps-val").iterdir() if path.is_dir())
+    keys = ("study.images=[0]", "study.measure=0", "study.softmax=true")
+    assert segmod("study", *study, f"run='{runs[0]}'", *keys) == 0
+    (folder,) = (path for path in Path(runs[0]).glob("studies/skip_maps-val+*/*") if path.is_dir())
     total = sum(np.asarray(Image.open(folder / f"0_{k}.png"))[..., 0].astype(int) for k in range(4))
     assert abs(total - 255).max() <= 2  # probabilities, each rounded
 
     for arguments, message in (
         (["run=nowhere"], "run=nowhere: no run there"),
-        ([f"run='{runs[0]}'", "images=[9]"], "images=9: give ids of the split"),
-        ([f"run='{runs[0]}'", "measure=-1"], "measure=-1: give a number of images"),
+        ([f"run='{runs[0]}'", "study.images=[9]"], "study.images=9: give ids of the split"),
+        ([f"run='{runs[0]}'", "study.measure=-1"], "study.measure=-1: must be at least 0"),
         (["run=[]"], "run=[]: give a run"),
+        (["run=[high,none]", "study=activations"], "study=activations looks at one run, not at high, none"),
+        (["run=high", "against=none", "study=proposal_count"], "study=proposal_count looks at one run"),
     ):
-        assert segmod("skipmaps", *arguments, "device=cpu") == 1
+        assert segmod("study", "study=skip_maps", *arguments, "device=cpu") == 1
         assert message in capfd.readouterr().err

@@ -1,11 +1,13 @@
 """Studies of systems whose answers are known: one that sees the truth, one that sees nothing."""
 
 import csv
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
@@ -18,11 +20,12 @@ from segmod.ground.types import IGNORE_INDEX
 from segmod.inference.dense import DensePredictor
 from segmod.inference.proposals import ProposalPredictor
 from segmod.nets.deconvnet import DeconvNet
+from segmod.runs.folders import Run
+from segmod.runs.trained import TrainedRun
 from segmod.studies.activations import Activations
 from segmod.studies.class_probabilities import ClassProbabilities
 from segmod.studies.object_sizes import ObjectSizes
 from segmod.studies.proposal_count import ProposalCount
-from segmod.studies.subject import Subject
 
 
 class Nothing(nn.Module):
@@ -46,13 +49,28 @@ def truth_of(net, batch):
     return nn.functional.one_hot(mask.where(mask != IGNORE_INDEX, 0), len(VOC_CLASSES)).permute(0, 3, 1, 2).float()
 
 
+def run_of(net, predictor, dataset=None):
+    """A trained run of which nothing stands on the disk."""
+    run = TrainedRun(Run(Path("nowhere")), OmegaConf.create({"name": "ours"}))
+    data = SimpleNamespace(classes=VOC_CLASSES)
+    vars(run).update(net=net, predictor=predictor, dataset=dataset, datamodule=data)
+    return run
+
+
+ORACLE = run_of(Nothing(), truth_of)
+
+
+def alone(*args, **kwargs):
+    return {"ours": subject(*args, **kwargs)}
+
+
 def subject(net=None, predictor=None, images=4, size=(64, 96)):
     scenes = SyntheticScenes("val", images, EvalTransform(), size)
-    return Subject("ours", (net or Nothing()).eval(), predictor or DensePredictor(), scenes, VOC_CLASSES)
+    return run_of((net or Nothing()).eval(), predictor or DensePredictor(), scenes)
 
 
 def test_sizes_give_each_system_its_share_of_each_object(tmp_path):
-    table = ObjectSizes(edges=[0.05], pictures=2, against=truth_of, against_name="oracle")(subject(), tmp_path)
+    table = ObjectSizes(edges=[0.05], pictures=2)(alone() | {"oracle": ORACLE}, tmp_path)
     assert [row["share of the image"] for row in table] == ["0 to 5 %", "5 to 100 %"]
     assert sum(row["objects"] for row in table) > 3
     for row in table:
@@ -68,7 +86,7 @@ def test_sizes_put_objects_into_their_range(tmp_path, monkeypatch):
     look = subject(images=1)
     monkeypatch.setattr(look.dataset, "read", lambda index: (np.zeros((100, 100, 3), np.uint8), mask.copy()))
     monkeypatch.setattr(look.dataset, "read_objects", lambda index: None)
-    table = ObjectSizes(edges=[0.05, 0.2])(look, tmp_path)
+    table = ObjectSizes(edges=[0.05, 0.2])({"ours": look}, tmp_path)
     assert [row["objects"] for row in table] == [1, 1, 0]
     assert table[2]["ours"] is None
 
@@ -77,8 +95,7 @@ def test_probabilities_are_averaged_inside_and_outside_the_class(tmp_path):
     look = subject(images=6)
     labels = np.unique(look.dataset.read(0)[1])
     name = VOC_CLASSES[int(labels[(labels > 0) & (labels < len(VOC_CLASSES))][0])]
-    study = ClassProbabilities([name], pictures=2, against=truth_of, against_name="oracle")
-    ours, oracle = study(look, tmp_path)
+    ours, oracle = ClassProbabilities([name], pictures=2)({"ours": look, "oracle": ORACLE}, tmp_path)
     assert (ours["system"], oracle["system"]) == ("ours", "oracle")
     assert (oracle["mean p inside"], oracle["mean p outside"]) == (1.0, 0.0)
     assert ours["mean p inside"] == pytest.approx(0, abs=1e-9)
@@ -87,11 +104,11 @@ def test_probabilities_are_averaged_inside_and_outside_the_class(tmp_path):
 
 def test_classes_that_are_nowhere_are_told(tmp_path):
     with pytest.raises(UserError, match=r"no class 'cow_boy'; choose among background, aeroplane"):
-        ClassProbabilities(["cow_boy"])(subject(images=1), tmp_path)
+        ClassProbabilities(["cow_boy"])(alone(images=1), tmp_path)
     look = subject(images=1)
     absent = next(name for k, name in enumerate(VOC_CLASSES) if k not in look.dataset.read(0)[1])
     with pytest.raises(UserError, match="no image of the split shows them"):
-        ClassProbabilities([absent])(look, tmp_path)
+        ClassProbabilities([absent])({"ours": look}, tmp_path)
 
 
 class Sees(nn.Module):
@@ -115,7 +132,7 @@ def test_more_proposals_find_more(tmp_path, monkeypatch):
     mask[5:25, 5:25], mask[30:60, 40:80] = 7, 7
     look = subject(Sees(7), ProposalPredictor(TruthBoxes(), min_side=0, extend=1, size=8), images=1)
     monkeypatch.setattr(look.dataset, "read", lambda index: (np.zeros((60, 80, 3), np.uint8), mask.copy()))
-    table = ProposalCount([1, 2, 5])(look, tmp_path)
+    table = ProposalCount([1, 2, 5])({"ours": look}, tmp_path)
     assert [row["proposals"] for row in table] == [1, 2, 5]
     small, large, background = 400, 1200, 3200
     after_one = (large / (small + large) + background / (background + small)) / 2
@@ -127,7 +144,7 @@ def test_more_proposals_find_more(tmp_path, monkeypatch):
 
 def test_counting_proposals_needs_proposals(tmp_path):
     with pytest.raises(UserError, match="give inference=proposals"):
-        ProposalCount()(subject(), tmp_path)
+        ProposalCount()(alone(), tmp_path)
     with pytest.raises(UserError, match=r"study\.counts=\[5, 1\]"):
         ProposalCount([5, 1])
 
@@ -149,7 +166,7 @@ def test_numbers_that_make_no_sense(study, key):
 def test_activations_follow_the_paper(tmp_path):
     """Sides of fig. 4; an unpooling leaves at least three of four values at 0."""
     torch.manual_seed(0)
-    table = Activations(images=1)(subject(DeconvNet(21, width=0.03), images=1), tmp_path)
+    table = Activations(images=1)(alone(DeconvNet(21, width=0.03), images=1), tmp_path)
     assert [row["side"] for row in table] == [14, 28, 28, 56, 56, 112, 112, 224, 224]
     assert all(row["active values"] <= 0.25 for row in table if row["map"].startswith("unpool"))
     assert all(0 <= row["on the object"] <= 1.0001 for row in table)
@@ -167,14 +184,14 @@ def test_the_objects_own_channel_can_be_drawn(tmp_path, monkeypatch):
     maps[0, 0], maps[0, 1, 2:6, 2:6] = 1, 2
     look.net.activations = lambda image: {"map": maps}
     study = {"images": 1, "size": 40, "context": 2}
-    (strongest,) = Activations(**study)(look, tmp_path)
-    (own,) = Activations(channel="object", **study)(look, tmp_path)
+    (strongest,) = Activations(**study)({"ours": look}, tmp_path)
+    (own,) = Activations(channel="object", **study)({"ours": look}, tmp_path)
     assert (strongest["on the object"], own["on the object"]) == (0.25, 1.0)
 
 
 def test_activations_need_a_deconvolution_network(tmp_path):
     with pytest.raises(UserError, match="Nothing has no maps of deconvolutions"):
-        Activations()(subject(), tmp_path)
+        Activations()(alone(), tmp_path)
 
 
 def test_the_command_writes_table_and_pictures(segmod, small, tmp_path, capsys):
@@ -192,7 +209,10 @@ def test_the_command_writes_table_and_pictures(segmod, small, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "study=... is required; choose one of activations, class_probabilities, object_sizes, proposal_count"),
+        (
+            [],
+            "study=... is required; choose one of activations, class_probabilities, object_sizes, proposal_count, skip",
+        ),
         (["study=colours"], "study=colours: no such option"),
         (["study=object_sizes", "run=nowhere"], "nowhere"),
     ],
@@ -213,9 +233,7 @@ def test_pictures_go_to_loggers_that_take_them(tmp_path, monkeypatch):
         log_table=lambda key, columns, data: sent.update({key: data}),
         finalize=lambda status: None,
     )
-    monkeypatch.setattr(
-        "segmod.runs.instantiate.instantiate", lambda cfg, key: logger if key.endswith("wandb") else object()
-    )
+    monkeypatch.setattr(study, "instantiate", lambda cfg, key: logger if key.endswith("wandb") else object())
     (tmp_path / "page.png").write_bytes(b"")
     study.log_pictures({"logger": {"csv": {}, "wandb": {}}}, tmp_path, [{"a": 1, "b": 0.5}])
     assert sent == {f"{tmp_path.name}/page": [str(tmp_path / "page.png")], f"{tmp_path.name}/table": [[1, 0.5]]}

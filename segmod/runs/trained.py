@@ -1,0 +1,358 @@
+"""A trained run as an object: its config, its numbers, its net, and what the net says of an image.
+
+The one door through which a stored config is read and built. What is heavy is imported where it is first needed: a
+run's config and numbers cost no torch, a prediction no Lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from segmod.ground.errors import UserError
+from segmod.runs.folders import Run, find_run
+from segmod.runs.instantiate import BuildError, instantiate
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    from segmod.data.base import SegmentationDataset
+    from segmod.ground.types import Batch, FloatArray, Predictor, UInt8Array
+    from segmod.inference.ensemble import TrainedPredictor
+    from segmod.training.datamodule import SegmentationDataModule
+    from segmod.training.module import SegmentationModule
+
+_MEMBER = "segmod.runs.trained.member"  # _target_ of another run within a predictor
+
+
+class TrainedRun:
+    """A run to evaluate, to predict with, to draw or to compare.
+
+    Everything is read and built when it is first asked for: predicting needs no data set on disk.
+
+    Args:
+        run: Its folder.
+        config: Its stored config, with what is to be otherwise; see `open`.
+        checkpoint: ``best``, ``last`` or a path; None for what the config says.
+        asked: Key of what is not as it was stored, so that a mistake there is told as such.
+
+    Attributes:
+        directory: Folder of the run.
+        config: What it was made of, and what `open` changed.
+    """
+
+    def __init__(self, run: Run, config: DictConfig, checkpoint: str | None = None, asked: str = "") -> None:
+        self._run = run
+        self._asked = asked
+        self._checkpoint = checkpoint
+        self.directory = run.directory
+        self.config = config
+        self._device: str | torch.device = "cpu"
+
+    @classmethod
+    def open(
+        cls,
+        run: str | PathLike[str],
+        runs: str | PathLike[str] = "runs",
+        *,
+        checkpoint: str | None = None,
+        split: str | None = None,
+        inference: Mapping[str, Any] | None = None,
+        proposals: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        key: str = "run",
+        seed: str | None = None,
+    ) -> Self:
+        """Find a run and read its config. What is None is as in the run.
+
+        Args:
+            run: Its folder, a folder with one run below it, or its name.
+            runs: Folder of the runs, where names are looked for.
+            checkpoint: Weights: ``best``, ``last`` or a path.
+            split: Images to look at.
+            inference: Node of the config group ``inference``: how a whole image is scored; without ``_target_``, keys
+                to change in the run's own.
+            proposals: The same of the group ``proposals``: where boxes come from.
+            data: Keys of the data to change, such as ``root``; those of value None stay.
+            key: What to call the run in messages.
+            seed: Folder name such as ``seed0``, which is taken where there are several runs.
+
+        Raises:
+            UserError: There is no such run or several, or no such run as a member of the predictor.
+        """
+        found = find_run(str(run), str(runs), key, seed)
+        config = found.config()
+        for group, node in (("inference", inference), ("proposals", proposals)):
+            if node is not None:
+                plain: Any = OmegaConf.to_container(node) if isinstance(node, DictConfig) else dict(node)
+                config[group] = plain if "_target_" in plain else OmegaConf.merge(config[group], plain)
+        for name in {"download", "verify"} & set(config.data):  # that was when it was trained
+            config.data[name] = False
+        for name, value in {**(data or {}), "val_split": split}.items():
+            if value is not None:
+                OmegaConf.update(config, f"data.{name}", value)
+        if config.data.get("crops") is not None:
+            config.data.crops = None  # whole images are scored, whatever the run trained on
+            if not config.data.get("eval_squash"):
+                config.data.squash = None  # that was the size of the crops
+        if config.model.net.get("weights") is not None:
+            config.model.net.weights = None  # the checkpoint brings all weights
+        if config.get("inference") is not None:
+            predictor = OmegaConf.to_container(config.inference)
+            _find_members(predictor, "inference", str(runs), found.directory.name)
+            config.inference = predictor
+        return cls(found, config, checkpoint, "model.predictor" if inference or proposals else "")
+
+    # -- what stands in the folder -----------------------------------------------------------------------------------
+
+    def stored_config(self) -> DictConfig:
+        """The config as it was stored, which the digest of a record is of."""
+        return self._run.config()
+
+    @property
+    def name(self) -> str:
+        """First part of its folder, such as ``fcn8s``."""
+        return str(self.config.name)
+
+    @property
+    def split(self) -> str:
+        """The images it is looked at with."""
+        return str(self.config.data.val_split)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the weights are from.
+
+        Raises:
+            UserError: There is no such checkpoint.
+        """
+        return self._run.checkpoint(str(self._checkpoint or self.config.checkpoint))
+
+    @cached_property
+    def metrics(self) -> dict[str, float | None]:
+        """What it reached in training, such as ``val/miou``, fractions in [0, 1]; empty until it is finished."""
+        return dict((self._run.result() or {}).get("metrics", {}))
+
+    # -- what is built -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def net(self) -> nn.Module:
+        """The trained net, in evaluation mode, on ``device``.
+
+        Raises:
+            UserError: The checkpoint's weights are not exactly those of the net.
+        """
+        import torch
+
+        from segmod.nets.checkpoint import load_net
+
+        net: nn.Module = self._build("model.net")
+        load_net(net, self.checkpoint, strict=True)
+        if self.config.model.get("channels_last"):
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return net.eval().to(self.device)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """How a whole image is scored."""
+        from segmod.inference.dense import DensePredictor
+
+        if OmegaConf.select(self.config, "model.predictor") is None:
+            return DensePredictor()
+        predictor: Predictor = self._build("model.predictor")
+        return predictor
+
+    @cached_property
+    def module(self) -> SegmentationModule:
+        """The LightningModule of net and predictor, for a trainer's ``validate``."""
+        node: Any = OmegaConf.to_container(self.config.model, resolve=True)
+        rest = {name: value for name, value in node.items() if name not in ("net", "predictor")}
+        module: SegmentationModule = self._build(
+            "model", OmegaConf.create({"model": rest}), net=self.net, predictor=self.predictor
+        )
+        return module
+
+    @cached_property
+    def datamodule(self) -> SegmentationDataModule:
+        """Its data; opens nothing on disk."""
+        datamodule: SegmentationDataModule = self._build("data")
+        return datamodule
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their labels."""
+        return self.datamodule.classes
+
+    @cached_property
+    def dataset(self) -> SegmentationDataset:
+        """Images of the split with their truth, whole, not augmented."""
+        return self.datamodule.dataset(self.split, self.datamodule.eval_transform)
+
+    def _build(self, key: str, config: DictConfig | None = None, **given: Any) -> Any:
+        try:
+            return instantiate(self.config if config is None else config, key, **given)
+        except BuildError as error:
+            if key == self._asked:
+                raise
+            raise UserError(
+                f"run={self.directory}: this version of segmod cannot build it as it was stored ({error}): "
+                "train it again, or take the version that metrics.json names"
+            ) from error
+
+    def load(self) -> Self:
+        """Build net and predictor now, so that whatever is wrong with them is told before the first image."""
+        _ = self.net, self.predictor
+        return self
+
+    # -- what is done with it ----------------------------------------------------------------------------------------
+
+    def to(self, device: str | torch.device) -> Self:
+        """Compute on a device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto`` for the best there is.
+
+        What does not exist is told when the net is first needed.
+        """
+        self._device = device
+        if "net" in vars(self):
+            self.net.to(self.device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the net computes.
+
+        Raises:
+            UserError: There is no such device.
+        """
+        return choose_device(self._device)
+
+    def batch(self, index: int) -> Batch:
+        """One image of ``dataset`` as a batch on ``device``."""
+        from torch.utils.data import default_collate
+
+        batch = cast("Batch", default_collate([self.dataset[index]]))
+        batch["image"], batch["mask"] = batch["image"].to(self.device), batch["mask"].to(self.device)
+        return batch
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Class probabilities of a batch, float32 (B, K, H, W), on the CPU."""
+        import torch
+
+        with torch.inference_mode():
+            return self.predictor(self.net, batch).cpu()
+
+    def predict(self, image: str | PathLike[str] | Image | UInt8Array, max_side: int | None = None) -> Prediction:
+        """Label an image.
+
+        Args:
+            image: A path, an image of PIL of any mode, or uint8 (H, W, 3) RGB.
+            max_side: A larger image is scored at this many pixels on its longer side; None scores any at its own size.
+
+        Returns:
+            Labels and probabilities at the size of the image; a notebook shows them as an overlay.
+
+        Raises:
+            UserError: An array of another kind.
+        """
+        import torch
+
+        from segmod.data.pictures import read_picture
+        from segmod.ground.types import IGNORE_INDEX, labels_of
+        from segmod.nets.ops import resize
+
+        picture = read_picture(image)
+        height, width = picture.shape[:2]
+        factor = min(1.0, max_side / max(height, width)) if max_side is not None else 1.0
+        seen = torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device).float()
+        seen = resize(seen, (max(1, round(factor * height)), max(1, round(factor * width))), antialias=True)
+        mask = torch.full((1, *seen.shape[-2:]), IGNORE_INDEX, dtype=torch.uint8, device=self.device)
+        batch: Batch = {"image": seen, "mask": mask, "name": [""], "index": torch.zeros(1, dtype=torch.int64)}
+        scores = resize(self.scores(batch), (height, width))
+        labels = labels_of(scores)[0].to(torch.uint8)
+        return Prediction(picture, labels.numpy(), scores[0].numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a run says of an image.
+
+    Attributes:
+        image: uint8 (H, W, 3), RGB.
+        labels: uint8 (H, W), the most probable class of each pixel.
+        probabilities: float32 (K, H, W).
+    """
+
+    image: UInt8Array
+    labels: UInt8Array
+    probabilities: FloatArray
+
+    def overlay(self) -> UInt8Array:
+        """The labels' colours over the image, uint8 (H, W, 3) RGB."""
+        from segmod import viz
+
+        return viz.overlay(self.image, self.labels)
+
+    def _repr_png_(self) -> bytes:
+        """The overlay, as a notebook shows it."""
+        from io import BytesIO
+
+        from PIL import Image
+
+        file = BytesIO()
+        Image.fromarray(self.overlay()).save(file, "png")
+        return file.getvalue()
+
+
+def member(run: str, root: str = "runs") -> TrainedPredictor:
+    """Another run as a member of an ensemble: a predictor with a net of its own, scored as that run validates.
+
+    Args:
+        run: Its folder or name.
+        root: Folder of the runs, where names are looked for.
+
+    Raises:
+        UserError: There is no such run, or it has no checkpoint.
+    """
+    from segmod.inference.ensemble import TrainedPredictor
+
+    other = TrainedRun.open(run, root)
+    return TrainedPredictor(other.net, other.predictor)
+
+
+def _find_members(node: Any, key: str, runs: str, seed: str) -> None:
+    """Give each other run that a predictor names by its folder, in place.
+
+    So a mistake is told by its key before anything is loaded, and the record says which run it was. Of several seeds
+    that of the run itself is taken.
+    """
+    if not isinstance(node, dict):
+        return
+    if node.get("_target_") == _MEMBER:
+        node["run"] = str(find_run(str(node.get("run")), runs, f"{key}.run", seed).directory)
+    for name, value in node.items():
+        _find_members(value, f"{key}.{name}", runs, seed)
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device called ``name``; ``auto`` takes the best there is.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} cannot be used ({str(error).splitlines()[0]}): try device=cpu") from None
+    return device
