@@ -17,11 +17,9 @@ from segmod.ground.errors import UserError
 from segmod.runs import folders as runs
 from segmod.runs import trial
 from segmod.runs.environment import git_commit, hardware, versions
-from segmod.runs.jobs import Job, find_reference, label, settle, whole
+from segmod.runs.jobs import Job, find_reference, label, name_of, settle, whole
 
 log = logging.getLogger(__name__)
-
-_UNNAMED = ("output", "against", "steps", "passes", "warmup", "rounds")  # keys that do not name the files of a sweep
 
 
 def after(jobs: Sequence[tuple[Job, DictConfig]]) -> None:
@@ -37,9 +35,7 @@ def after(jobs: Sequence[tuple[Job, DictConfig]]) -> None:
         measure(measured, rounds, reference)
     finally:
         signal.signal(signal.SIGTERM, before)
-    words = [word for word in sys.argv[1:] if "=" in word and word.partition("=")[0] not in _UNNAMED]
-    name = "+".join(filter(None, [measured[0].facts["sweep"], runs.readable(words, with_model_and_data=True)]))
-    report(measured, reference, Path(str(cfg.output)).expanduser() / (name or "sweep"))
+    report(measured, reference, Path(str(cfg.output)).expanduser() / name_of(measured))
 
 
 def main(cfg: DictConfig) -> tuple[Job, DictConfig]:

@@ -16,6 +16,7 @@ from segmod.ground.errors import UserError
 from segmod.ground.printing import short_path
 from segmod.runs import cli
 from segmod.runs import folders as runs
+from segmod.runs.keys import readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,7 +178,7 @@ def evaluation_name(run_cfg: DictConfig) -> str:
 def named_by_changes(name: str, groups: tuple[str, ...]) -> str:
     """A folder's name and, after it, the overrides of this command line that begin with one of ``groups``."""
     changes = [override for override in cli.overrides() if override.lstrip("+").startswith(groups)]
-    return "+".join(filter(None, [name, runs.readable(changes, with_model_and_data=True)]))
+    return "+".join(filter(None, [name, readable(changes, with_model_and_data=True)]))
 
 
 def validate(

@@ -89,7 +89,9 @@ def overrides() -> list[str]:
     """Command-line overrides of this job, with a sweep's own."""
     from hydra.core.hydra_config import HydraConfig
 
-    return list(HydraConfig.get().overrides.task)
+    # as they were typed: an interpolation in one is not of Hydra's own config
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(typed)
 
 
 def choices() -> dict[str, Any]:

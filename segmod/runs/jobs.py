@@ -13,16 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from segmod.ground.errors import UserError
 from segmod.runs import cli, trial
 from segmod.runs import folders as runs
+from segmod.runs.keys import readable, shortened
 
 WHAT = ("train", "test", "memory", "flops")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 # Timed and warm-up passes: on a GPU those of Chen et al.; on a CPU, where a pass takes seconds, few
 _COUNTS = {"cuda": {"steps": 20, "passes": 100, "warmup": 10}, "cpu": {"steps": 3, "passes": 5, "warmup": 1}}
-# Keys of this command alone: they name no folder, for the settings have one of their own
-_OWN = {
-    "what", "size", "batch", "device", "precision", "channels_last", "compile", "threads", "steps", "passes", "warmup",
-    "rounds", "against", "output",
-}  # fmt: skip
 
 
 @dataclass
@@ -37,6 +33,7 @@ class Job:
         what: Which of `WHAT`.
         facts: What else belongs to the record.
         given: Keys that are part of the settings where they are given; None where not.
+        overrides: Of the recipe, as names of folders tell them, however many.
         label: What tells it from the other jobs.
         values: Flat, by the names of benchmark.json.
         rounds: Of ``train`` and ``test``: seconds of each pass (``time_s``, ``cpu_s``), a list for each round.
@@ -50,6 +47,7 @@ class Job:
     what: list[str]
     facts: dict[str, Any]
     given: dict[str, Any]
+    overrides: str = ""
     label: str = ""
     values: dict[str, float] = field(default_factory=dict)
     rounds: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
@@ -68,8 +66,7 @@ class Job:
         words = [s["device"].replace(":", ""), f"{s['batch']}x{height}x{width}", s["precision"]]
         words += [f"{name}_{value}".lower() for name, value in self.given.items() if value is not None]
         words += ["_".join(self.what)] if set(self.what) != set(WHAT) else []
-        overrides = "" if self.folder.name == self.name else self.folder.name
-        return self.name, overrides, "-".join(words)
+        return self.name, self.overrides, "-".join(words)
 
 
 def settle(cfg: DictConfig) -> Job:
@@ -100,10 +97,9 @@ def settle(cfg: DictConfig) -> Job:
         "threads": whole(cfg, "threads") or torch.get_num_threads(),
         "gradient_clip_val": cfg.trainer.get("gradient_clip_val"),
     }
-    own = [o for o in cli.overrides() if o.lstrip("+~").partition("=")[0] not in _OWN]
     return Job(
         name=str(cfg.name),
-        folder=Path(runs.run_dir(cfg.runs, str(cfg.name), cfg.seed, own, cli.choices())).parent,
+        folder=Path(runs.run_dir(cfg.runs, str(cfg.name), cfg.seed, cli.overrides(), cli.choices())).parent,
         model=model_of(cfg),
         settings=settings,
         what=what,
@@ -114,6 +110,7 @@ def settle(cfg: DictConfig) -> Job:
             "command": shlex.join(["segmod-benchmark", *cli.overrides()]),
         },
         given={name: cfg[name] for name in ("channels_last", "compile", "threads")},
+        overrides=readable(cli.overrides(), with_model_and_data=True, longest=None),
     )
 
 
@@ -183,6 +180,14 @@ def label(jobs: Sequence[Job]) -> None:
         raise UserError(
             f"two jobs of this sweep are both {twice}: sweep over what changes the costs, which seeds do not"
         )
+
+
+def name_of(jobs: Sequence[Job]) -> str:
+    """What the files of a sweep are called: by its sweep of segmod-train or its runs, by its overrides and settings."""
+    runs_of = [job.facts["sweep"] or job.name for job in jobs]
+    return shortened(
+        "+".join(filter(None, dict.fromkeys([*runs_of, *(part for job in jobs for part in job.parts[1:])])))
+    )
 
 
 def find_reference(jobs: Sequence[Job], against: Any) -> Job:

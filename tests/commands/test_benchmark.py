@@ -194,7 +194,8 @@ def test_jobs_of_a_sweep_take_turns(segmod: Any, small: Any, here: Any) -> None:
     assert segmod("benchmark", "-m", *small, *QUICK, "model.net.hidden=4,8", "rounds=2") == 0
     turns = [("train", 4), ("train", 8), ("test", 4), ("test", 8)]
     assert here == [("count", 4), ("count", 8), *turns, *turns]
-    first, second = (json.loads(path.read_text()) for path in sorted(Path("runs").rglob("benchmark.json")))
+    found = [json.loads(path.read_text()) for path in Path("runs").rglob("benchmark.json")]
+    first, second = sorted(found, key=lambda job: job["net"]["hidden"])
     assert first["ratios"]["against"] == second["ratios"]["against"]
     assert set(first["ratios"].values()) - {first["ratios"]["against"]} == {1.0}
     for key in ("parameters", "train_flops", "saved_activation_bytes"):
@@ -227,7 +228,7 @@ def test_jobs_are_called_by_what_tells_them_apart() -> None:
 
     def labels(*places: tuple[str, str, int]) -> list[str]:
         jobs = [
-            Job(name, Path("runs", name, overrides), {}, {**SETTINGS, "batch": batch}, ["flops"], {}, {})
+            Job(name, Path("runs", name), {}, {**SETTINGS, "batch": batch}, ["flops"], {}, {}, overrides)
             for name, overrides, batch in places
         ]
         label(jobs)

@@ -71,13 +71,13 @@ def test_seeds_are_averaged_and_compared_in_points(tmp_path: Path) -> None:
 
 def test_settings_are_rows_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path, "fcn32s/seed0", 0.60)
-    write_run(tmp_path, "fcn32s/model.optimizer.lr-0.1/seed0", 0.10)
+    write_run(tmp_path, "fcn32s/lr-0.1/seed0", 0.10)
     rows = rows_of(tmp_path)
     assert rows["FCN-32s"][2] == "60.0"
-    assert rows["FCN-32s [model.optimizer.lr-0.1]"][2] == "10.0"
+    assert rows["FCN-32s [lr-0.1]"][2] == "10.0"
     # also where the folder of the runs is given one floor too low
     rows = rows_of(tmp_path / "fcn32s")
-    assert [rows["FCN-32s"][2], rows["FCN-32s [model.optimizer.lr-0.1]"][2]] == ["60.0", "10.0"]
+    assert [rows["FCN-32s"][2], rows["FCN-32s [lr-0.1]"][2]] == ["60.0", "10.0"]
 
 
 def test_other_images_than_the_papers_are_marked(tmp_path: Path) -> None:
