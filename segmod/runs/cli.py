@@ -101,6 +101,13 @@ def choices() -> dict[str, Any]:
     return dict(HydraConfig.get().runtime.choices)
 
 
+def search_path() -> list[Path]:
+    """Folders of configs, segmod's own first: ``--config-dir`` and ``hydra.searchpath`` add to them."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+
+
 def _report(error: BaseException, config_name: str) -> int:
     """Tell an error to the user; returns the exit code."""
     if signum := _signal_of(error):

@@ -121,9 +121,7 @@ def paper_ratio(job: Job, reference: Job, name: str) -> float | None:
 
 def reported(job: Job) -> dict[str, Any]:
     """Numbers of a paper about a job, by their names in benchmark.json; its times stand beside both of our clocks."""
-    metrics: dict[str, Any] = {}
-    for entry in job.facts.get("reported") or []:
-        metrics |= entry.get("metrics") or {}
+    metrics: dict[str, Any] = dict(job.facts.get("reported") or {})
     return metrics | {name.replace("_time_s", "_cpu_s"): value for name, value in metrics.items() if "_time_s" in name}
 
 

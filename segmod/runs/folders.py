@@ -213,7 +213,6 @@ def record(
         "name": cfg.name,
         "seed": cfg.seed,
         "config_digest": digest(cfg),
-        "reported": OmegaConf.to_container(cfg.reported, resolve=True) if cfg.get("reported") else None,
         **facts,
         "peak_memory_bytes": peak_memory(),
         "git_commit": git_commit(),

@@ -14,6 +14,8 @@ from segmod.ground.errors import UserError
 from segmod.runs import cli, trial
 from segmod.runs import folders as runs
 from segmod.runs.keys import readable, shortened
+from segmod.runs.results import without_weights
+from segmod.runs.tables import reported
 
 WHAT = ("train", "test", "memory", "flops")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -106,7 +108,7 @@ def settle(cfg: DictConfig) -> Job:
         facts={
             "model": cli.choices().get("model"),
             "sweep": cli.choices().get("sweep"),
-            "reported": OmegaConf.to_container(cfg.reported, resolve=True) if cfg.get("reported") else None,
+            "reported": reported(cfg, cli.search_path()),
             "command": shlex.join(["segmod-benchmark", *cli.overrides()]),
         },
         given={name: cfg[name] for name in ("channels_last", "compile", "threads")},
@@ -127,13 +129,6 @@ def model_of(cfg: DictConfig) -> dict[str, Any]:
             model[name] = cfg[name]
     model["net"] = without_weights(model["net"])
     return dict(model)
-
-
-def without_weights(node: Any) -> Any:
-    """A resolved node of a net with every ``weights`` set to null: costs do not depend on them."""
-    if isinstance(node, dict):
-        return {key: None if key == "weights" else without_weights(value) for key, value in node.items()}
-    return [without_weights(item) for item in node] if isinstance(node, list) else node
 
 
 def size_of(cfg: DictConfig) -> list[int]:

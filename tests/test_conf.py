@@ -1,27 +1,36 @@
-"""Every experiment and sweep composes, checks out, and hands its net on to the next stage."""
+"""Every config composes and checks out; experiments and sweeps follow the papers and hand their nets on."""
 
+import inspect
 import json
 import os
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.optim import param_groups
 from segmod.runs import cli
 from segmod.runs import folders as runs
 from segmod.runs.instantiate import check, instantiate
+from segmod.runs.keys import settings
+from segmod.runs.tables import read_tables
 
+MODELS = sorted(path.stem for path in (cli.CONF_DIR / "model").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (cli.CONF_DIR / "experiment").glob("*.yaml"))
 SWEEPS = sorted(path.stem for path in (cli.CONF_DIR / "sweep").glob("*.yaml"))
+TABLES = read_tables([cli.CONF_DIR])
 
 
+@cache
 def composed(*overrides: str) -> DictConfig:
     runs.register_resolvers()
     with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
@@ -30,9 +39,18 @@ def composed(*overrides: str) -> DictConfig:
     return cfg
 
 
-def stages(sweep: str) -> list[str]:
+def jobs(sweep: str) -> list[list[str]]:
+    """Overrides of each job of a sweep, as Hydra's sweeper makes them."""
     params = OmegaConf.load(cli.CONF_DIR / "sweep" / f"{sweep}.yaml").hydra.sweeper.params
-    return str(params.experiment).split(",")
+    lists = BasicSweeper.split_arguments(
+        OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()]),
+        max_batch_size=None,
+    )
+    return [[f"sweep={sweep}", *job] for batch in lists for job in batch]
+
+
+def stages(sweep: str) -> list[str]:
+    return [job[-1].removeprefix("experiment=") for job in jobs(sweep)]
 
 
 @pytest.mark.parametrize("data", ["synthetic", "voc"])
@@ -48,24 +66,52 @@ def test_experiment_composes_into_valid_arguments(experiment: str, data: str) ->
         assert cfg.init_from in EXPERIMENTS
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_reported_numbers_say_what_they_are_of(experiment: str) -> None:
-    for entry in composed(f"experiment={experiment}").reported or []:
-        table = OmegaConf.load(cli.CONF_DIR / "tables" / f"{entry.table}.yaml")
-        percent = {column.metric for column in table.columns if column.get("unit", "%") == "%"}
-        assert not entry.metrics or entry.source, "numbers without a source"
-        if entry.metrics or entry.scored_on:  # a row of a study of our own has neither
-            assert set(entry.scored_on) == {"data", "split", "images"}
-        assert all(0 < entry.metrics[metric] < 1 for metric in percent & set(entry.metrics)), "fractions, not percent"
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("loss", "optimizer", "scheduler"),
+    [
+        ("cross_entropy", "sgd", "constant"),
+        ("balanced_cross_entropy", "adam", "plateau"),
+        ("one_vs_rest", "adamw", "poly"),
+        (None, None, "linear"),
+        (None, None, "compound"),
+        (None, None, "step"),
+    ],
+)
+def test_loss_optimiser_and_schedule_of_a_model_can_be_swapped(
+    model: str, loss: str | None, optimizer: str | None, scheduler: str
+) -> None:
+    """Any with any: the model's rate stays, and every schedule can be warmed up."""
+    swapped = [f"{group}={name}" for group, name in (("loss", loss), ("optimizer", optimizer)) if name]
+    cfg = composed(f"model={model}", *swapped, f"scheduler={scheduler}", "model.scheduler.warmup=2")
+    for key in ("loss", "optimizer", "scheduler"):
+        check(OmegaConf.to_container(cfg.model[key], resolve=True), f"model.{key}")
+    assert cfg.model.optimizer.lr == composed(f"model={model}").model.optimizer.lr
+    optimiser = instantiate(cfg, "model.optimizer")([torch.nn.Parameter(torch.zeros(1))])
+    schedule = instantiate(cfg, "model.scheduler")
+    schedule(optimiser, **({"total_steps": 100} if "total_steps" in inspect.signature(schedule).parameters else {}))
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(cfg.model.optimizer.lr / 3)
+
+
+@pytest.mark.parametrize("crops", ["objects", "proposals"])
+def test_crops_of_any_data_and_model(crops: str) -> None:
+    cfg = composed("data=voc", "model=fcn8s", f"crops={crops}")
+    assert (cfg.data.squash, cfg.data.crop_size, cfg.data.hflip) == (250, 224, 0.5)  # not what the model says
+    assert ("proposals" in cfg.data.crops) == (crops == "proposals")
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_sweep_runs_stages_in_order(sweep: str) -> None:
+    """A stage starts from one before it; no two jobs are the same run, whatever is added to the command."""
     done: list[str | None] = [None]
-    for stage in stages(sweep):
-        assert composed(f"sweep={sweep}", f"experiment={stage}").init_from in done
-        done.append(stage)
+    folders = set()
+    for job in jobs(sweep):
+        cfg = composed(*job)
+        assert cfg.init_from in done
+        done.append(cfg.name)
+        folders.add(runs.run_dir("runs", cfg.name, 0, [*job, "data=voc"], {}))
     assert len(done) > 2
+    assert len(folders) == len(done) - 1
 
 
 @pytest.mark.parametrize("stage", stages("fcn_staged"))
@@ -130,9 +176,9 @@ def test_the_plateau_schedule_of_the_comment_works() -> None:
 
 def test_depths_of_the_pyramid_share_the_recipe_of_the_paper() -> None:
     """30 epochs of batches of 3, crop 512, flip, SGD with decay 5e-4, rate 5e-4 (30 - e) / 30, batch norm for 10."""
-    depths = [composed(f"experiment={stage}", "data=voc") for stage in stages("dfp_table1")]
+    depths = [composed(*job, "data=voc") for job in jobs("dfp_table1")]
     assert [cfg.model.net.depth for cfg in depths] == list(range(6))
-    first, *others = [{**runs.settings(cfg), "model.net.depth": None, "name": None} for cfg in depths]
+    first, *others = [{**settings(cfg), "model.net.depth": None} for cfg in depths]
     assert all(other == first for other in others)
     cfg = depths[0]
     assert (cfg.data.batch_size, cfg.data.crop_size, cfg.data.short_side, cfg.data.hflip) == (3, 512, 512, 0.5)
@@ -152,38 +198,98 @@ def test_depths_of_the_pyramid_share_the_recipe_of_the_paper() -> None:
         assert 5e-4 * rate(steps * epoch) == pytest.approx(5e-4 * (30 - epoch) / 30)
 
 
-@pytest.mark.parametrize("connection", [None, *range(1, 8)])
-def test_connections_have_the_filters_of_the_paper(connection: int | None) -> None:
+@pytest.mark.parametrize("sweep", ["yim_table1", "skip_squeezenet"])
+def test_connections_have_the_filters_of_the_paper(sweep: str) -> None:
     """Of each n, Tables 1 and 2 tell 7 for connection 6 and 5 for connection 5; it grows from 3 to 7 with height."""
-    name = connection or "none"
-    for study in ("yim", "skip"):
-        net = composed(f"experiment={study}_{name}").model.net
-        assert net.connections == connection
-        assert connection is None or net.kernel == {1: 3, 2: 3, 3: 3, 4: 5, 5: 5, 6: 7, 7: 7}[connection]
+    nets = [composed(*job).model.net for job in jobs(sweep)]
+    found = {net.connections: net.kernel for net in nets}
+    assert found.pop("features.11", 7) == 7  # pool8, in the study of SqueezeNet alone
+    del found[None]
+    assert found == {1: 3, 2: 3, 3: 3, 4: 5, 5: 5, 6: 7, 7: 7}
+    assert all(net.weights == "DEFAULT" for net in nets)
 
 
 def test_the_second_table_shares_runs_with_the_first() -> None:
-    assert set(stages("yim_table1")) == {"yim_none", *(f"yim_{i}" for i in range(1, 8))}
-    assert set(stages("yim_table2")) - set(stages("yim_table1")) == {"yim_6_n5", "yim_5_n7"}
-    kernels = [composed(f"experiment={stage}").model.net.kernel for stage in ("yim_6_n5", "yim_5_n7")]
-    assert kernels == [5, 7]
+    def folders(sweep: str) -> set[str]:
+        return {runs.run_dir("runs", "yim", 0, [*job, "data=voc"], {}) for job in jobs(sweep)}
+
+    connections = {f"connections-{i}+kernel-{n}" for i, n in enumerate((3, 3, 3, 5, 5, 7, 7), 1)} | {"connections-null"}
+    assert folders("yim_table1") == {f"runs/yim/data-voc+{part}/seed0" for part in connections}
+    further = {"connections-6+kernel-5", "connections-5+kernel-7"}
+    assert folders("yim_table2") - folders("yim_table1") == {f"runs/yim/data-voc+{part}/seed0" for part in further}
+    assert len(folders("yim_table2")) == 4
 
 
 @pytest.mark.parametrize("backbone", ["vgg11", "squeezenet"])
 def test_protocol_of_the_report_differs_in_these_keys_alone(backbone: str) -> None:
     ours, theirs = (
-        runs.settings(composed(f"experiment=hypercolumn_{backbone}_dense{suffix}")) for suffix in ("", "_as_report")
+        settings(composed(f"experiment=hypercolumn_dense{suffix}", f"model=hypercolumn_{backbone}"))
+        for suffix in ("", "_as_report")
     )
     changed = {key: theirs[key] for key in ours if ours[key] != theirs[key]}
     assert changed == {
-        "name": f"hypercolumn_{backbone}_dense_as_report",
-        "init_from": f"hypercolumn_{backbone}_sparse_as_report",
-        "model.init_from": f"hypercolumn_{backbone}_sparse_as_report",
+        "name": "hypercolumn_dense_as_report",
+        "init_from": "hypercolumn_sparse_as_report",
+        "model.init_from": "hypercolumn_sparse_as_report",
         "model.net.score_relu": True,
         "model.net.normalise": "raw255",
         "data.void_as_background": True,
         "data.eval_squash": True,
     }
+
+
+@pytest.mark.parametrize("suffix", ["", "_as_report"])
+def test_both_stages_of_hypercolumns_take_the_backbone_that_is_chosen(suffix: str) -> None:
+    """The dense stage finds the sparse one of the same choices; the sparse one has its loss and module all the same."""
+    chosen = ["model=hypercolumn_vgg11", "data=voc", "model.net.hidden=8"]
+    sparse, dense = (composed(f"experiment=hypercolumn_{stage}{suffix}", *chosen) for stage in ("sparse", "dense"))
+    assert sparse.model.net.backbone._target_ == dense.model.net.backbone._target_ == "segmod.nets.backbones.VGG11"
+    assert sparse.model._target_ == "segmod.training.sparse.HypercolumnSparse"
+    assert (sparse.model.loss._target_, sparse.model.points_per_class) == ("torch.nn.CrossEntropyLoss", 3)
+    assert dense.model.loss._target_ == "segmod.losses.BalancedCrossEntropy"
+    found = [
+        runs.run_dir("runs", name, 0, [f"experiment={experiment}", *chosen], {"model": "hypercolumn_vgg11"})
+        for name, experiment in ((sparse.name, sparse.name), (dense.init_from, dense.name))
+    ]
+    assert found[0] == found[1]
+    assert found[0].endswith(f"hypercolumn_sparse{suffix}/data-voc+model-hypercolumn_vgg11+hidden-8/seed0")
+
+
+# -- the papers' tables ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_reported_numbers_say_what_they_are_of(name: str) -> None:
+    for row in TABLES[name].rows or ():
+        percent = {column.metric for column in TABLES[name].columns if column.unit == "%"}
+        assert (row.source is None) == (not row.paper), "numbers and their source belong together"
+        if row.paper:
+            assert set(row.scored_on) == {"data", "split", "images"}
+        assert all(0 < row.paper[metric] < 1 for metric in percent & set(row.paper)), row.label
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_command_of_each_row_makes_it(name: str) -> None:
+    """As printed: each training has its predecessors before it, one job is of the row, and that is what is scored."""
+    rows = [row for row in TABLES[name].rows or () if row.match is not None]
+    assert rows
+    for row in rows:
+        made: dict[str, DictConfig] = {}
+        for command in row.command.split(" && "):
+            program, *given = shlex.split(command)
+            if program == "segmod-evaluate":
+                values = dict(word.split("=", 1) for word in given)
+                assert values["inference"] == row.inference
+                assert row.made_by(made[values["run"]])
+                continue
+            assert program == "segmod-train"
+            sweep = next((word.removeprefix("sweep=") for word in given if word.startswith("sweep=")), None)
+            for job in jobs(sweep) if sweep else [[]]:
+                overrides = [*dict.fromkeys([*given, *job])]
+                cfg = composed(*overrides)
+                assert cfg.init_from is None or cfg.init_from in [other.name for other in made.values()]
+                made[runs.run_dir("runs", cfg.name, 0, overrides, {})] = cfg
+        assert len([cfg for cfg in made.values() if row.made_by(cfg)]) == 1, row.label
 
 
 def run_sweep(cwd: Path, *overrides: str) -> dict[str, Any]:
@@ -209,15 +315,32 @@ def test_fcn_stages_run_by_one_command(tmp_path: Path) -> None:
         *["trainer.max_steps=1", "trainer.accumulate_grad_batches=1"],
     )
     assert set(results) == {f"fcn{stride}s/{seed}" for stride in (32, 16, 8) for seed in (0, 1)}
-    assert [entry["row"] for entry in results["fcn8s/0"]["reported"]] == ["FCN-8s", "FCN8s"]
 
 
 @pytest.mark.slow
 def test_hypercolumn_stages_run_by_one_command(tmp_path: Path) -> None:
+    """With another backbone than that of the experiments, which both stages must hear of."""
     results = run_sweep(
-        tmp_path, "sweep=hypercolumn_sparse_dense", "data.size=64", "data.squash=48", "trainer.max_epochs=2"
+        tmp_path,
+        *["sweep=hypercolumn_sparse_dense", "model=hypercolumn_vgg11", "data.size=64", "data.squash=48"],
+        *["model.net.hidden=8", "trainer.max_epochs=2"],
     )
-    assert set(results) == {"hypercolumn_squeezenet_sparse/0", "hypercolumn_squeezenet_dense/0"}
+    assert set(results) == {"hypercolumn_sparse/0", "hypercolumn_dense/0"}
+    for stored in tmp_path.glob("runs/**/config.yaml"):
+        assert OmegaConf.load(stored).model.net.backbone._target_ == "segmod.nets.backbones.VGG11"
+
+
+@pytest.mark.slow
+def test_a_sweep_of_keys_takes_seeds_and_further_keys(tmp_path: Path) -> None:
+    results = run_sweep(
+        tmp_path,
+        *["sweep=dfp_table1", "seed=0,1", "data.size=64", "data.short_side=null", "data.crop_size=48"],
+        *["model.net.backbone=resnet18", "model.net.width=0.05", "trainer.max_epochs=1", "data.batch_size=2"],
+        *["~callbacks.freeze_batch_norm"],
+    )
+    assert set(results) == {"dfp_resnet50/0", "dfp_resnet50/1"}
+    depths = [OmegaConf.load(path).model.net.depth for path in tmp_path.glob("runs/dfp_resnet50/*/seed?/.hydra/*.yaml")]
+    assert sorted(depths) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
 @pytest.mark.slow
@@ -244,7 +367,8 @@ def test_deconvnet_curriculum_runs_by_one_command(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "segmod.commands.evaluate",
+        "segmod",
+        "evaluate",
         f"run={run}",
         "inference=proposals",
         "inference.min_side=null",
