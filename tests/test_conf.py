@@ -22,7 +22,7 @@ from segmod.runs import cli
 from segmod.runs import folders as runs
 from segmod.runs.instantiate import check, instantiate
 from segmod.runs.keys import settings
-from segmod.runs.tables import read_tables
+from segmod.runs.tables import read_tables, reported
 
 MODELS = sorted(path.stem for path in (cli.CONF_DIR / "model").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (cli.CONF_DIR / "experiment").glob("*.yaml"))
@@ -266,6 +266,14 @@ def test_reported_numbers_say_what_they_are_of(name: str) -> None:
         if row.paper:
             assert set(row.scored_on) == {"data", "split", "images"}
         assert all(0 < row.paper[metric] < 1 for metric in percent & set(row.paper)), row.label
+
+
+def test_what_papers_report_is_found_by_a_config() -> None:
+    """The numbers of Chen et al., Table 1, depth 1; another name is another experiment."""
+    chosen = ["experiment=dfp_resnet50", "model.net.depth=1"]
+    found = reported(composed(*chosen), [cli.CONF_DIR])
+    assert found == pytest.approx({"miou": 0.6826, "train_memory_bytes": 3349 * 2**20, "test_time_s": 0.059})
+    assert reported(composed(*chosen, "name=other"), [cli.CONF_DIR]) == {}
 
 
 @pytest.mark.parametrize("name", TABLES)

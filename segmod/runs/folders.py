@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -185,7 +186,7 @@ def predecessor(init_from: str, cfg: DictConfig, overrides: Sequence[str], choic
             kept = [
                 o for o in overrides if o.partition("=")[0] not in ("experiment", "sweep", "init_from", "overwrite")
             ]
-            command = " ".join(["run first: segmod-train", f"experiment={init_from}", *kept])
+            command = f"run first: {shlex.join(['segmod-train', f'experiment={init_from}', *kept])}"
         raise UserError(f"init_from={init_from}: {path} holds no finished run; {command}")
     return run.checkpoint(str(cfg.checkpoint))
 

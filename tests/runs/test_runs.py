@@ -49,7 +49,7 @@ def test_odd_values_give_safe_directories() -> None:
 def config(tmp_path: Path, **kwargs: object) -> DictConfig:
     base = {
         "name": "a", "seed": 0, "runs": str(tmp_path), "run_dir": str(tmp_path / "a" / "seed0"), "overwrite": False,
-        "init_from": None, "checkpoint": "best", "reported": None, "model": {"lr": 0.1}, "data": {"num_workers": 2},
+        "init_from": None, "checkpoint": "best", "model": {"lr": 0.1}, "data": {"num_workers": 2},
         "trainer": {"devices": 1, "max_steps": 5},
     }  # fmt: skip
     return OmegaConf.merge(base, kwargs)  # type: ignore[return-value]
