@@ -105,7 +105,11 @@ def search_path() -> list[Path]:
     """Folders of configs, segmod's own first: ``--config-dir`` and ``hydra.searchpath`` add to them."""
     from hydra.core.hydra_config import HydraConfig
 
-    return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+    if HydraConfig.initialized():
+        return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+    words = " ".join(sys.argv[1:]).replace("--config-dir=", "--config-dir ").split()
+    added = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
+    return [CONF_DIR, *map(Path, added)]
 
 
 def _report(error: BaseException, config_name: str) -> int:
@@ -156,12 +160,13 @@ def explain(error: BaseException, config_name: str) -> str:
         return f"cannot read the override {match.group(1)!r}: write key=value, quote odd characters"
     if match := re.search(r"Could not (?:find|load) '([\w/]+?)/([^'/]*)'", text):
         group, option = match.groups()
-        known = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        known = sorted({path.stem for folder in search_path() for path in (folder / group).glob("*.yaml")})
         return f"{group}={option}: no such option; choose one of {', '.join(known)}"
     if match := re.search(r"Could not override '([^']+)'\.\s*(?:No match in the defaults list)?", text):
         key = match.group(1)
         if "No match in the defaults list" in text:
-            groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
+            folders = (path for folder in search_path() for path in folder.iterdir())
+            groups = sorted({path.name for path in folders if path.is_dir() and path.name != "hydra"})
             close = difflib.get_close_matches(key, groups, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"groups are {', '.join(groups)}"
             return f"no config group or key '{key}': {hint}"
