@@ -85,7 +85,7 @@ def draw(path: Path, caption: str, column: Column, rows: Sequence[Row]) -> None:
     marked = [label if row.comparable() else f"{label} \N{DAGGER}" for label, row in zip(labels, shown, strict=True)]
     heading = _heading(column)
     if marked != labels:
-        heading += "; \N{DAGGER}: of other images than the paper's"
+        heading += ", \N{DAGGER} other images"
     viz.bar_chart(marked, series, path, caption, heading, errors)
 
 
