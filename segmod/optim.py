@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from segmod.ground.errors import UserError
 
@@ -112,7 +112,10 @@ class Schedule(LambdaLR):
 
 
 class Constant(Schedule):
-    """The initial rate throughout."""
+    """The initial rate throughout; the length of the training does not matter."""
+
+    def __init__(self, optimizer: Optimizer, *, warmup: int = 0) -> None:
+        super().__init__(optimizer, 1, warmup=warmup)
 
     def factor(self, t: int, total: float) -> float:  # noqa: D102
         return 1.0
@@ -174,3 +177,42 @@ class Step(Schedule):
 
     def factor(self, t: int, total: float) -> float:  # noqa: D102
         return float(self.gamma ** (t // self.every))
+
+
+class Plateau(ReduceLROnPlateau):
+    """Times ``factor`` where a metric has not improved for more than ``patience`` epochs.
+
+    The one schedule that is no closed form: what it has seen is part of its state.
+
+    Args:
+        optimizer: Whose rates to set.
+        mode: Whether the metric is to rise (``max``) or to fall (``min``).
+        factor: Of the rates.
+        patience: Epochs without progress that are borne.
+        warmup: Steps of a linear ramp from 0, in which nothing else changes the rates.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        mode: Literal["min", "max"] = "max",
+        factor: float = 0.1,
+        patience: int = 10,
+        warmup: int = 0,
+    ) -> None:
+        super().__init__(optimizer, mode, factor, patience)
+        self.warmup = warmup
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.taken = 0  # steps of the optimiser
+        self._ramp()
+        optimizer.register_step_post_hook(lambda *_: self._count())
+
+    def _count(self) -> None:
+        self.taken += 1
+        self._ramp()
+
+    def _ramp(self) -> None:
+        if self.taken <= self.warmup:
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * (self.taken + 1) / (self.warmup + 1)

@@ -164,7 +164,12 @@ def iou_chart(iou: Sequence[float | None], classes: Sequence[str], path: Path | 
 
 
 def bar_chart(
-    labels: Sequence[str], series: Mapping[str, Sequence[float | None]], path: Path | str, title: str, ylabel: str
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    path: Path | str,
+    title: str,
+    ylabel: str,
+    errors: Mapping[str, Sequence[float | None]] | None = None,
 ) -> None:
     """Grouped bars, one group a label and one bar a series; None leaves a gap.
 
@@ -174,11 +179,13 @@ def bar_chart(
         path: PNG to write.
         title: Heading.
         ylabel: What the values are, with their unit.
+        errors: Half the length of an error bar for each value of a series; None for none.
     """
     width = 0.8 / max(1, len(series))
     figure, axes = _figure(max(5.0, 1.6 + len(labels) * (0.2 + 0.34 * len(series))), 4.2)
     for i, (name, values) in enumerate(series.items()):
         known = [(x, value) for x, value in enumerate(values) if value is not None]
+        spread = (errors or {}).get(name) or [None] * len(values)
         bars = axes.bar(
             [x + (i - (len(series) - 1) / 2) * width for x, _ in known],
             [value for _, value in known],
@@ -187,6 +194,7 @@ def bar_chart(
             color=OKABE_ITO[i % len(OKABE_ITO)],
             hatch=HATCHES[i % len(HATCHES)],
             edgecolor="white",
+            yerr=[spread[x] or 0 for x, _ in known] if any(spread) else None,
         )
         axes.bar_label(bars, [_value_text(value) for _, value in known], padding=2, fontsize=7.5)
     axes.set_xticks(range(len(labels)), labels, fontsize=9)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from segmod.ground.errors import UserError
-from segmod.optim import Compound, Constant, Linear, Poly, Schedule, Step, param_groups, scale_groups
+from segmod.optim import Compound, Constant, Linear, Plateau, Poly, Schedule, Step, param_groups, scale_groups
 
 
 def net() -> nn.Module:
@@ -54,7 +54,7 @@ def rates(schedule: type[Schedule], steps: int, **kwargs: object) -> list[float]
 
 
 def test_schedules_follow_their_formulas() -> None:
-    assert rates(Constant, 3, total_steps=3) == [1, 1, 1]
+    assert rates(Constant, 3) == [1, 1, 1]
     assert rates(Linear, 4, total_steps=4) == [1, 0.75, 0.5, 0.25]
     assert rates(Poly, 4, total_steps=4, power=2.0) == [1, 0.5625, 0.25, 0.0625]
     assert rates(Step, 5, total_steps=5, every=2, gamma=0.1) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
@@ -67,7 +67,7 @@ def test_schedule_by_epoch_is_still_within_an_epoch() -> None:
 
 
 def test_warmup_rises_in_equal_steps() -> None:
-    assert rates(Constant, 5, total_steps=5, warmup=3) == [0.25, 0.5, 0.75, 1, 1]
+    assert rates(Constant, 5, warmup=3) == [0.25, 0.5, 0.75, 1, 1]
 
 
 def test_schedule_state_loads_as_plain_weights(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -89,3 +89,34 @@ def test_compound_multiplies_the_factors_of_all_epochs() -> None:
     found = rates(Compound, 31, total_steps=30)
     assert (found[10], found[20]) == pytest.approx((0.1230925, 6.987965e-5))
     assert found[30] == 0
+
+
+def test_plateau_lowers_the_rate_after_too_many_epochs_without_progress() -> None:
+    optimizer = torch.optim.SGD(net().parameters(), lr=0.01)
+    schedule = Plateau(optimizer, patience=5)
+    found = []
+    for accuracy in (0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6):
+        schedule.step(accuracy)
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx([0.01] * 7 + [0.001])  # six after the best
+
+
+def test_plateau_warms_up_and_goes_on_where_it_was() -> None:
+    """Ramp of 1/3, 2/3, 1; what is resumed after one step has two thirds and then the whole rate."""
+    optimizer = torch.optim.SGD(net().parameters(), lr=3.0)
+    schedule = Plateau(optimizer, warmup=2)
+    found = [optimizer.param_groups[0]["lr"]]
+    optimizer.step()
+    state = schedule.state_dict(), optimizer.state_dict()
+    for _ in range(2):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+    assert [*found, optimizer.param_groups[0]["lr"]] == pytest.approx([1, 2, 3, 3])
+
+    other = torch.optim.SGD(net().parameters(), lr=3.0)
+    resumed = Plateau(other, warmup=2)
+    resumed.load_state_dict(state[0])
+    other.load_state_dict(state[1])
+    assert other.param_groups[0]["lr"] == 2
+    other.step()
+    assert other.param_groups[0]["lr"] == 3

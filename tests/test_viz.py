@@ -117,6 +117,18 @@ def test_bar_chart_draws_bars_in_proportion_and_gaps(tmp_path: Path) -> None:
     assert len(bars([10.0, None, 40.0])) == 2
 
 
+def test_error_bars_stand_where_there_is_an_error(tmp_path: Path) -> None:
+    """20 +- 10: the line covers the upper half of that bar's middle, and nothing of the other bar."""
+    path = tmp_path / "bars.png"
+    viz.bar_chart(["a", "b"], {"ours": [20.0, 20.0]}, path, "title", "mIoU (%)", {"ours": [None, 10.0]})
+    with Image.open(path) as png:
+        blue = (np.array(png.convert("RGB")) == (0, 114, 178)).all(-1)
+    columns = np.flatnonzero(blue.any(0))
+    groups = np.split(columns, np.flatnonzero(np.diff(columns) > 10) + 1)
+    shares = [blue[:, group[3:-3]].sum(0).min() / blue[:, group].sum(0).max() for group in groups]
+    assert shares == pytest.approx([1.0, 0.5], abs=0.05)
+
+
 def test_line_chart_rises_and_leaves_gaps(tmp_path: Path) -> None:
     def groups(x: list[float], values: list[float | None]) -> tuple[list[int], list[int]]:
         """Middle column and mean row of each connected stretch of the line."""

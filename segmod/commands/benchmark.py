@@ -26,7 +26,9 @@ from segmod.measure import ratio_of_rounds, spread
 from segmod.runs import cli, trial
 from segmod.runs import folders as runs
 from segmod.runs.environment import git_commit, hardware, versions
+from segmod.runs.keys import readable, shortened
 from segmod.runs.results import without_weights
+from segmod.runs.tables import reported
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +36,6 @@ WHAT = ("train", "test", "memory", "flops")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 # Timed and warm-up passes: on a GPU those of Chen et al.; on a CPU, where a pass takes seconds, few
 _COUNTS = {"cuda": {"steps": 20, "passes": 100, "warmup": 10}, "cpu": {"steps": 3, "passes": 5, "warmup": 1}}
-# Keys of this command alone: they name no folder, for the settings have one of their own
-_OWN = {
-    "what", "size", "batch", "device", "precision", "channels_last", "compile", "threads", "steps", "passes", "warmup",
-    "rounds", "against", "output",
-}  # fmt: skip
-_UNNAMED = ("output", "against", "steps", "passes", "warmup", "rounds")  # keys that do not name the files of a sweep
 _COSTLESS = ("predictor", "scheduler", "scheduler_monitor", "init_from")  # change no cost, or ask for files
 DASH = "\N{EN DASH}"
 
@@ -55,9 +51,7 @@ def after(jobs: Sequence[tuple[Job, DictConfig]]) -> None:
         take_turns(measured, rounds, reference)
     finally:
         signal.signal(signal.SIGTERM, before)
-    words = [word for word in sys.argv[1:] if "=" in word and word.partition("=")[0] not in _UNNAMED]
-    name = "+".join(filter(None, [measured[0].facts["sweep"], runs.readable(words, with_model_and_data=True)]))
-    show(measured, reference, Path(str(cfg.output)).expanduser() / (name or "sweep"))
+    show(measured, reference, Path(str(cfg.output)).expanduser() / sweep_name(measured))
 
 
 # -- what is measured ------------------------------------------------------------------------------------------------
@@ -74,6 +68,7 @@ class Job:
     what: list[str]  # which of WHAT
     facts: dict[str, Any]  # what else belongs to the record
     given: dict[str, Any]  # keys that are part of the settings where they are given; None where not
+    overrides: str = ""  # of the recipe, as names of folders tell them, however many
     label: str = ""  # what tells it from the other jobs
     values: dict[str, float] = field(default_factory=dict)  # by the names of benchmark.json
     # of `train` and `test`: seconds of each pass (`time_s`, `cpu_s`), a list for each round
@@ -92,7 +87,7 @@ class Job:
         words = [s["device"].replace(":", ""), "x".join(map(str, [s["batch"], *s["size"]])), s["precision"]]
         words += [f"{name}_{value}".lower() for name, value in self.given.items() if value is not None]
         words += ["_".join(self.what)] if set(self.what) != set(WHAT) else []
-        return self.name, "" if self.folder.name == self.name else self.folder.name, "-".join(words)
+        return self.name, self.overrides, "-".join(words)
 
     def seconds(self, name: str) -> list[list[float]]:
         """Seconds of each pass of each round, of a value such as ``train_cpu_s``; empty for what is no time."""
@@ -103,10 +98,9 @@ class Job:
         """Quartiles and the like of a time over all rounds; empty for what is no time."""
         return spread(seconds) if (seconds := self.seconds(name)) else {}
 
-    def reported(self, name: str) -> float | None:
+    def of_the_paper(self, name: str) -> float | None:
         """Number of a paper by its name in benchmark.json; a paper's time stands beside both of our clocks."""
-        entries = [entry.get("metrics") or {} for entry in self.facts.get("reported") or []]
-        metrics = {key: value for entry in entries for key, value in entry.items()}
+        metrics: dict[str, float] = self.facts.get("reported") or {}
         return metrics.get(name, metrics.get(name.replace("_cpu_s", "_time_s")))
 
 
@@ -134,19 +128,19 @@ def main(cfg: DictConfig) -> tuple[Job, DictConfig]:
         "threads": _number(cfg, "threads") or torch.get_num_threads(),
         "gradient_clip_val": cfg.trainer.get("gradient_clip_val"),
     }
-    own = [o for o in cli.overrides() if o.lstrip("+~").partition("=")[0] not in _OWN]
     job = Job(
         name=str(cfg.name),
-        folder=Path(runs.run_dir(cfg.runs, str(cfg.name), cfg.seed, own, cli.choices())).parent,
+        folder=Path(runs.run_dir(cfg.runs, str(cfg.name), cfg.seed, cli.overrides(), cli.choices())).parent,
         model=model_of(cfg),
         settings=settings,
         what=what,
         facts={
             **{group: cli.choices().get(group) for group in ("model", "sweep")},
-            "reported": OmegaConf.to_container(cfg.reported, resolve=True) if cfg.get("reported") else None,
+            "reported": reported(cfg, cli.search_path()),
             "command": shlex.join(["segmod-benchmark", *cli.overrides()]),
         },
         given={name: cfg[name] for name in ("channels_last", "compile", "threads")},
+        overrides=readable(cli.overrides(), with_model_and_data=True, longest=None),
     )
     return job, cfg
 
@@ -199,6 +193,12 @@ def label_jobs(jobs: Sequence[Job]) -> None:
             return
     twice = max((job.label for job in jobs), key=[job.label for job in jobs].count)
     raise UserError(f"two jobs of this sweep are both {twice}: sweep over what changes the costs, which seeds do not")
+
+
+def sweep_name(jobs: Sequence[Job]) -> str:
+    """What the files of a sweep are called: by its sweep of segmod-train or its runs, by its overrides and settings."""
+    words = [job.facts["sweep"] or job.name for job in jobs] + [part for job in jobs for part in job.parts[1:]]
+    return shortened("+".join(filter(None, dict.fromkeys(words))))
 
 
 def find_reference(jobs: Sequence[Job], against: Any) -> Job:
@@ -361,7 +361,7 @@ def compare(jobs: Sequence[Job], reference: Job) -> list[list[str]]:
 
 def paper_ratio(job: Job, reference: Job, name: str) -> float | None:
     """The ratio by the numbers that a paper reports of these two, if it does."""
-    own, other = job.reported(name), reference.reported(name)
+    own, other = job.of_the_paper(name), reference.of_the_paper(name)
     return own / other if own and other else None
 
 

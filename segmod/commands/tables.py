@@ -8,18 +8,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from segmod.ground.errors import UserError
 from segmod.ground.printing import markdown, print_table, write_records
 from segmod.runs import cli
 from segmod.runs.results import collect, collect_benchmarks
-from segmod.runs.rows import RUNS, Column, Row, make_rows
+from segmod.runs.tables import Column, Row, Table, filled, read_tables
 
 log = logging.getLogger(__name__)
 
 DASH = "\N{EN DASH}"
-_DEFAULT_COLUMNS = [{"metric": name, "header": name} for name in ("miou", "pixel_acc", "mean_acc", "fwiou")]
+RUNS = "runs"  # the table of all runs, which no paper has
+_DEFAULT_COLUMNS = [Column(name, name) for name in ("miou", "pixel_acc", "mean_acc", "fwiou")]
 _DIGITS = {"%": 1, "MiB": 0, "s": 3, "x": 2}
 _KINDS = ("ours", "paper", "difference")
 _WIDE = 4  # tables with more columns than this have ours, paper and difference below each other
@@ -27,53 +28,65 @@ _WIDE = 4  # tables with more columns than this have ours, paper and difference 
 
 def main(cfg: DictConfig) -> None:
     """Collect the results below ``runs`` and write the tables."""
-    definitions: dict[str, Any] = {RUNS: {"caption": f"All runs below {cfg.runs}"}}
-    for path in sorted((cli.CONF_DIR / "tables").glob("*.yaml")):
-        definitions[path.stem] = OmegaConf.to_container(OmegaConf.load(path))
-    if cfg.table is not None and cfg.table not in definitions:
-        raise UserError(f"table={cfg.table}: no such table; choose one of {', '.join(definitions)}")
+    tables = {RUNS: Table(f"All runs below {cfg.runs}", _DEFAULT_COLUMNS), **read_tables(cli.search_path())}
+    if cfg.table is not None and cfg.table not in tables:
+        raise UserError(f"table={cfg.table}: no such table; choose one of {', '.join(tables)}")
     root = Path(cfg.runs).expanduser()
     if not root.is_dir():
         raise UserError(f"runs={cfg.runs}: no such folder; train first (segmod-train), or give runs=FOLDER")
     scores, benchmarks = collect(root), collect_benchmarks(root)
     if not scores and not benchmarks and cfg.table in (None, RUNS):
         raise UserError(f"runs={cfg.runs}: no finished run there; train first (segmod-train), or give runs=FOLDER")
-    for name in [cfg.table] if cfg.table else definitions:
-        columns = [Column(**column) for column in definitions[name].get("columns", _DEFAULT_COLUMNS)]
-        rows = make_rows(name, definitions[name], columns, scores, benchmarks)
+    empty = []
+    for name in [cfg.table] if cfg.table else tables:
+        rows = filled(tables[name], scores, benchmarks)
         if cfg.table or any(row.scores for row in rows):
-            write(Path(cfg.output).expanduser() / name, definitions[name]["caption"], columns, rows)
+            write(Path(cfg.output).expanduser() / name, tables[name], rows)
         else:
-            log.info("no run belongs to the table %s; table=%s shows the commands that make them", name, name)
+            empty.append(name)
+    if empty:
+        log.info("no run belongs to %s; table=NAME shows the commands that make one", ", ".join(empty))
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> None:
+def write(path: Path, table: Table, rows: Sequence[Row]) -> None:
     """Write a table as .md, .csv, .tex and .png beside each other, and print it."""
-    from segmod import viz
-
+    caption, columns = table.caption, table.columns
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = layout(columns, rows)
     notes = footnotes(rows)
     path.with_suffix(".md").write_text("\n\n".join([f"**{caption}**", markdown(lines), *notes]) + "\n")
     path.with_suffix(".tex").write_text(latex(caption, lines, notes))
     write_records(path.with_suffix(".csv"), list(records(columns, rows)))
-
-    first, shown = columns[0], [row for row in rows if row.ours(columns[0]) or row.theirs(columns[0]) is not None]
-    series = {"ours": [mean(row.ours(first)) if row.ours(first) else None for row in shown]}
-    if any(row.theirs(first) is not None for row in shown):
-        series["paper"] = [row.theirs(first) for row in shown]
-    if shown:
-        labels = [row.label if len(row.label) <= 40 else f"{row.label[:39]}\N{HORIZONTAL ELLIPSIS}" for row in shown]
-        viz.bar_chart(labels, series, path.with_suffix(".png"), caption, _heading(first))
+    draw(path.with_suffix(".png"), caption, columns[0], rows)
 
     # a terminal is not as wide as some tables
     console = print_table(caption, layout(columns[:1] if len(columns) > _WIDE else columns, rows))
     for note in notes:
         console.print(note, soft_wrap=True)
     console.print(f"written: {path}.{{md,csv,tex,png}}\n", soft_wrap=True)
+
+
+def draw(path: Path, caption: str, column: Column, rows: Sequence[Row]) -> None:
+    """Draw one quantity of the rows that have it, the paper's beside ours, with the deviation over the seeds."""
+    from segmod import viz
+
+    shown = [row for row in rows if row.ours(column) or row.theirs(column) is not None]
+    if not shown:
+        return
+    ours = [row.ours(column) for row in shown]
+    series = {"ours": [mean(values) if values else None for values in ours]}
+    errors = {"ours": [stdev(values) if len(values) > 1 else None for values in ours]}
+    if any(row.theirs(column) is not None for row in shown):
+        series["paper"] = [row.theirs(column) for row in shown]
+    labels = [row.label if len(row.label) <= 40 else f"{row.label[:39]}\N{HORIZONTAL ELLIPSIS}" for row in shown]
+    marked = [label if row.comparable() else f"{label} \N{DAGGER}" for label, row in zip(labels, shown, strict=True)]
+    heading = _heading(column)
+    if marked != labels:
+        heading += ", \N{DAGGER} other images"
+    viz.bar_chart(marked, series, path, caption, heading, errors)
 
 
 def layout(columns: Sequence[Column], rows: Sequence[Row]) -> list[list[str]]:
@@ -126,14 +139,19 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if not row.comparable():
             ours = ", ".join(sorted({_place(vars(score)) for score in row.trained()}))
-            notes.append(f"† {row.label}: ours on {ours}, the paper's on {_place(row.paper_data)}: other images.")
+            notes.append(f"† {row.label}: ours on {ours}, the paper's on {_place(row.scored_on)}: other images.")
     if any(len(row.trained()) > 1 for row in rows):
         notes.append("Ours: mean ± standard deviation over the seeds.")
-    if missing := [f"- {row.label}: `{row.command}`" for row in rows if row.command and not row.trained()]:
-        notes.append("\n".join(["Not run yet:", "", *missing]))
+    missing: dict[str, list[str]] = {}
+    for row in rows:
+        if row.command and not row.trained():
+            missing.setdefault(row.command, []).append(row.label)
+    if missing:
+        told = [f"- {'; '.join(labels)}: `{command}`" for command, labels in missing.items()]
+        notes.append("\n".join(["Not run yet:", "", *told]))
     if costs := dict.fromkeys(score.costs for row in rows for score in row.scores if score.costs):
         notes.append(f"Time and memory of ours: {'; '.join(costs)}. The paper's are of its own machine.")
-    if sources := dict.fromkeys(f"{row.source} ({_place(row.paper_data)})" for row in rows if row.source):
+    if sources := dict.fromkeys(f"{row.source} ({_place(row.scored_on)})" for row in rows if row.source):
         notes.append(f"The paper's numbers: {'; '.join(sources)}.")
     return notes
 
@@ -163,7 +181,7 @@ def records(columns: Sequence[Column], rows: Sequence[Row]) -> Iterator[dict[str
                 "row": row.label, "metric": column.metric, "unit": column.unit, "runs": len(ours),
                 "ours": mean(ours) if ours else None, "std": stdev(ours) if len(ours) > 1 else None,
                 "scored_on": _facts(row)[2], "paper": paper,
-                "paper_scored_on": _place(row.paper_data) if row.paper_data else None,
+                "paper_scored_on": _place(row.scored_on) if row.scored_on else None,
                 "difference": mean(ours) - paper if ours and paper is not None else None,
                 "comparable": row.comparable(), "source": row.source, "command": row.command,
             }  # fmt: skip

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
 from segmod.ground.files import replace_text
-from segmod.runs.folders import Run, settings
+from segmod.runs.folders import Run
+from segmod.runs.keys import settings
 from segmod.runs.launch import is_leader
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segmod.ground.errors import UserError
-from segmod.runs.folders import readable, register_resolvers
+from segmod.runs.folders import register_resolvers
 from segmod.runs.hydra_private import let_errors_through
+from segmod.runs.keys import readable
 from segmod.runs.launch import is_leader, job_environment
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -100,7 +101,9 @@ def overrides() -> list[str]:
     """Command-line overrides of this job, with a sweep's own."""
     from hydra.core.hydra_config import HydraConfig
 
-    return list(HydraConfig.get().overrides.task)
+    # as they were typed: an interpolation in one is not of Hydra's own config
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(typed)
 
 
 def choices() -> dict[str, Any]:
@@ -114,6 +117,17 @@ def named_by_changes(name: str, groups: tuple[str, ...]) -> str:
     """A folder's name and, after it, the overrides of this command line that begin with one of ``groups``."""
     changes = [override for override in overrides() if override.lstrip("+").startswith(groups)]
     return "+".join(filter(None, [name, readable(changes, with_model_and_data=True)]))
+
+
+def search_path() -> list[Path]:
+    """Folders of configs, segmod's own first: ``--config-dir`` and ``hydra.searchpath`` add to them."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if HydraConfig.initialized():
+        return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+    words = " ".join(sys.argv[1:]).replace("--config-dir=", "--config-dir ").split()
+    added = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
+    return [CONF_DIR, *map(Path, added)]
 
 
 def _report(error: BaseException, config_name: str) -> int:
@@ -169,7 +183,7 @@ def explain(error: BaseException, config_name: str) -> str:
         return f"cannot read the override {match.group(1)!r}: write key=value, quote odd characters"
     if match := re.search(r"Could not (?:find|load) '([\w/]+?)/([^'/]*)'", text):
         group, option = match.groups()
-        known = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        known = sorted({path.stem for folder in search_path() for path in (folder / group).glob("*.yaml")})
         return f"{group}={option}: no such option; choose one of {', '.join(known)}"
     if match := re.search(r"Could not override '([^']+)'\.\s*(?:No match in the defaults list)?", text):
         key = match.group(1)

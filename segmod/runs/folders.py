@@ -1,11 +1,10 @@
-"""Run directories: a function of the choices, never of the clock; what they hold, and how a user names one."""
+"""Run directories: a function of the choices, never of the clock; what they hold, and how they are found."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,50 +13,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError, whole
-
-# Overrides that change how a run is made or watched, not what it computes: they name no directory.
-_INFRASTRUCTURE = re.compile(
-    r"(runs|overwrite|seed|name|run_dir|experiment|sweep|reported|logger|hydra)([./].*)?"
-    r"|trainer\.(accelerator|devices|num_nodes|strategy|default_root_dir|enable_\w+|log_every_n_steps|profiler)"
-    r"|callbacks\.(progress|summary|pictures|panels)\..*|callbacks\.checkpoints\.every_n_steps"
-    r"|inference\.(\w+\.)*batch_size"
-    r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)|proposals\.root"
-)
-_DEVICE_TRAINERS = {"default", "cpu", "gpu", "ddp"}
-# Keys that may differ between a stored run and the command that goes on with it.
-_FREE_KEYS = re.compile(
-    r"(runs|run_dir|overwrite|reported|logger|proposals)(\..*)?"  # proposals count where they are used: data, inference
-    r"|trainer\.(_target_|accelerator|devices|num_nodes|strategy|default_root_dir|enable_\w+|log_every_n_steps|profiler"
-    r"|benchmark|use_distributed_sampler|num_sanity_val_steps)"
-    r"|callbacks\.(progress|summary|pictures|panels|lr_monitor)(\..*)?|callbacks\.checkpoints\.(directory|every_n_steps)"
-    r"|(inference|model\.predictor)\.(.*\.)?(batch_size|proposals\.root)|data\.(.*\.)?proposals\.root"
-    r"|data\.(root|sbd_root|num_workers|download|verify|pin_memory)"
-)
-
-
-def readable(overrides: Sequence[str], *, with_model_and_data: bool) -> str:
-    """Short name of the overrides that make a run differ from its siblings, in the order of their keys; may be empty.
-
-    ``["trainer.max_steps=9", "model.optimizer.lr=0.1"]`` gives ``model.optimizer.lr-0.1+trainer.max_steps-9``.
-    """
-    parts = {}
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if _INFRASTRUCTURE.fullmatch(key) or (key == "trainer" and value in _DEVICE_TRAINERS):
-            continue
-        if key in ("model", "data") and not with_model_and_data:
-            continue
-        parts[key] = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{key}-{value}").strip("_")
-    text = "+".join(parts[key] for key in sorted(parts))
-    if len(text) > 150:
-        text = f"{text[:130]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return text
+from segmod.runs.keys import readable
 
 
 def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: Mapping[str, Any]) -> str:
     """Directory of a run: ``runs/<name>[/<overrides>]/seed<k>``."""
     if not whole(seed, 0) or seed >= 2**32:
         raise UserError(f"seed={seed!r}: give a whole number, from 0 to {2**32 - 1}")
+    if OmegaConf.is_list(overrides):  # as they were typed: an interpolation in one is not of Hydra's own config
+        typed: Any = OmegaConf.to_container(overrides, resolve=False)
+        overrides = list(typed)
     is_default = name == f"{choices.get('model')}-{choices.get('data')}"
     suffix = readable(overrides, with_model_and_data=not is_default)
     return str(Path(runs).expanduser().joinpath(*filter(None, [name, suffix]), f"seed{seed}"))
@@ -67,26 +32,6 @@ def register_resolvers() -> None:
     """Make ``${segmod.run_dir:...}`` and ``${segmod.find_run:...}`` known to the configs."""
     OmegaConf.register_new_resolver("segmod.run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("segmod.find_run", lambda *given: str(find_run(*given).directory), replace=True)
-
-
-def settings(cfg: DictConfig) -> dict[str, Any]:
-    """The keys that decide what a run computes, flat and resolved."""
-    flat: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                walk(value, f"{prefix}.{key}" if prefix else str(key))
-        elif not _FREE_KEYS.fullmatch(prefix):
-            flat[prefix] = node
-
-    walk(OmegaConf.to_container(cfg, resolve=True), "")
-    return flat
-
-
-def digest(cfg: DictConfig) -> str:
-    """Fingerprint of what a run computes: equal for equal `settings`."""
-    return hashlib.sha256(json.dumps(settings(cfg), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -203,6 +148,6 @@ def predecessor(init_from: str, cfg: DictConfig, overrides: Sequence[str], choic
             kept = [
                 o for o in overrides if o.partition("=")[0] not in ("experiment", "sweep", "init_from", "overwrite")
             ]
-            command = " ".join(["run first: segmod-train", f"experiment={init_from}", *kept])
+            command = f"run first: {shlex.join(['segmod-train', f'experiment={init_from}', *kept])}"
         raise UserError(f"init_from={init_from}: {path} holds no finished run; {command}")
     return run.checkpoint(str(cfg.checkpoint))

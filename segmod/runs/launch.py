@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.memory import keep_freed_memory
 
@@ -80,7 +81,8 @@ def child_command(local_rank: int) -> tuple[Sequence[str], str]:
 
     hydra_cfg = HydraConfig.get()
     program = ["-m", "segmod", str(hydra_cfg.job.config_name)]
-    kept = [o for o in hydra_cfg.overrides.task if o.lstrip("+").partition("=")[0] != "overwrite"]
+    typed: Any = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)  # an interpolation stays as it is
+    kept = [o for o in typed if o.lstrip("+").partition("=")[0] != "overwrite"]
     directory = str(Path(hydra_cfg.runtime.output_dir).resolve()).replace("'", "\\'")
     searched = [s.path for s in hydra_cfg.runtime.config_sources if s.provider == "command-line"]
     kept = [*(word for path in searched for word in ("--config-dir", path)), *kept]

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from segmod.ground.files import replace_text
 from segmod.metrics import summarise
 from segmod.runs.environment import git_commit, hardware, peak_memory, versions
-from segmod.runs.folders import digest
+from segmod.runs.keys import digest
 
 if TYPE_CHECKING:
     from segmod.training.module import SegmentationModule
@@ -41,7 +41,6 @@ def record(
         "name": cfg.name,
         "seed": cfg.seed,
         "config_digest": digest(cfg),
-        "reported": OmegaConf.to_container(cfg.reported, resolve=True) if cfg.get("reported") else None,
         **facts,
         "peak_memory_bytes": peak_memory(),
         "git_commit": git_commit(),

@@ -36,7 +36,7 @@ class Score:
     split: str
     images: int | None  # how many were scored, where the file says so
     values: Mapping[str, float]
-    reported: Sequence[Mapping[str, Any]]  # rows of tables that this score belongs to
+    config: DictConfig  # of the run
     net: Any = None  # resolved node model.net of the run, without its weights
     costs: str = ""  # what time and memory among the values were measured on
 
@@ -50,7 +50,6 @@ class Benchmark:
     settings: Mapping[str, Any]
     net: Any  # as of a score
     values: Mapping[str, float]
-    reported: Sequence[Mapping[str, Any]]
     machine: str
     written: float  # seconds since the epoch
 
@@ -95,7 +94,7 @@ def read_score(path: Path) -> Score:
         split=split,
         images=contents.get("images"),
         values={key: float(value) for key, value in values.items() if value is not None},
-        reported=contents.get("reported") or [],
+        config=cfg,
         net=_net(cfg),
     )
 
@@ -136,7 +135,6 @@ def read_benchmark(path: Path) -> Benchmark:
         settings=settings,
         net=contents["net"],
         values={key: float(value) for key, value in contents["values"].items()},
-        reported=contents.get("reported") or [],
         machine=hardware["gpus"][0] if gpu else f"{hardware['machine']} CPU, {settings['threads']} threads",
         written=path.stat().st_mtime,
     )
@@ -165,9 +163,8 @@ def with_costs(scores: Sequence[Score], benchmarks: Sequence[Benchmark], wanted:
         found.append(replace(score, values={**known["values"], **score.values}, costs=known["costs"]))
     for b in fitting:
         if all(score.net != b.net or score.name != b.name for score in found):
-            found.append(
-                Score(b.folder, b.name, "", "", "", "", "", None, reported=b.reported, net=b.net, **costs(b.net))
-            )
+            config = OmegaConf.create({"name": b.name, "model": {"net": b.net}})
+            found.append(Score(b.folder, b.name, "", "", "", "", "", None, config=config, net=b.net, **costs(b.net)))
     return found
 
 

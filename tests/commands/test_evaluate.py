@@ -96,7 +96,7 @@ def test_writes_tables_that_agree_and_pictures(run: Path) -> None:
 
 def test_another_inference_has_another_folder_and_result(run: Path) -> None:
     call("evaluate", f"run={run}", "inference=multiscale", "inference.scales=[0.5]", "split=few", *PLAIN)
-    folder = run / "evaluation" / "multiscale-few+inference.scales-_0.5"
+    folder = run / "evaluation" / "multiscale-few+scales-0.5"
     result = read_metrics(folder)
     assert result["inference"] == "multiscale"
     assert result["predictor"]["scales"] == [0.5]
@@ -122,7 +122,7 @@ def test_submission_of_a_split_without_truth(run: Path, root: Path) -> None:
 
 def test_submission_holds_what_was_scored(run: Path, root: Path) -> None:
     call("evaluate", f"run={run}", "split=few", "submission=true", "trainer.limit_val_batches=2", *PLAIN)
-    folder = run / "evaluation" / "dense-few+trainer.limit_val_batches-2"
+    folder = run / "evaluation" / "dense-few+limit_val_batches-2"
     confusion = np.zeros((21, 21), np.int64)
     for path in sorted((folder / "results/VOC2012/Segmentation/comp6_few_cls").iterdir()):
         with Image.open(path) as png, Image.open(root / "VOCdevkit/VOC2012/SegmentationClass" / path.name) as truth:

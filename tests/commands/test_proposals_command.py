@@ -137,7 +137,7 @@ def test_proposals_decide_a_run_only_where_they_are_used() -> None:
     def digest(*overrides: str) -> str:
         cfg = composed("train", *overrides)
         cfg.run_dir = cfg.name = "x"
-        return runs.digest(cfg)
+        return digest(cfg)
 
     assert digest() == digest("proposals.max_boxes=9") == digest("proposals=gt")
     used = "+inference.proposals=${proposals}"

@@ -11,20 +11,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from segmod.commands.tables import footnotes, layout
+from segmod import viz
+from segmod.commands.tables import draw, footnotes, layout
 from segmod.runs import cli
 from segmod.runs.results import collect, collect_benchmarks, over_epochs
-from segmod.runs.rows import Column, make_rows
+from segmod.runs.tables import Column, Row, Table, filled, read_tables
 
 MIOU = [Column("miou", "mIoU")]
-FCN32S = {
-    "table": "fcn",
-    "row": "FCN-32s",
-    "order": 1,
-    "scored_on": {"data": "VOC2011", "split": "seg11valid", "images": 736},
-    "metrics": {"miou": 0.636},
-    "source": "the paper",
-}
+SHIPPED = read_tables([cli.CONF_DIR])
+DASH = "\N{EN DASH}"
 
 
 def write_run(
@@ -33,33 +28,39 @@ def write_run(
     miou: float | None,
     *,
     split: str = "seg11valid",
-    reported: Any = (FCN32S,),
+    config: Any = None,
     evaluation: str = "",
     **facts: Any,
 ) -> Path:
     """A finished run at ``root/where``, or an evaluation of it."""
     run = root / where
     (run / ".hydra").mkdir(parents=True, exist_ok=True)
+    name = where.split("/")[0]
     data = {"_target_": "segmod.training.voc.VOCDataModule", "year": 2012, "val_split": "seg11valid"}
-    cfg = {"data": data, "inference": {"_target_": "segmod.inference.dense.DensePredictor"}}
-    (run / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(cfg)))
+    cfg = {"name": name, "data": data, "inference": {"_target_": "segmod.inference.dense.DensePredictor"}}
+    (run / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.merge(cfg, config or {})))
     directory = run / "evaluation" / evaluation if evaluation else run
     directory.mkdir(parents=True, exist_ok=True)
     contents = {
         "metrics": {"val/miou": miou, "val/pixel_acc": 0.9},
         "iou": {"background": 0.8, "cat": None},
-        "name": where.split("/")[0],
+        "name": name,
         "split": split,
-        "reported": list(reported),
         **facts,
     }
     (directory / "metrics.json").write_text(json.dumps(contents))
     return directory
 
 
-def rows_of(root: Path, table: str = "fcn", columns: list[Column] = MIOU, **definition: Any) -> dict[str, list[str]]:
+def fcn(columns: list[Column] = MIOU) -> Table:
+    """The shipped table with other columns."""
+    return Table("", columns, SHIPPED["fcn"].rows)
+
+
+def rows_of(root: Path, table: Table | None = None) -> dict[str, list[str]]:
     """Lines of a table by their label."""
-    return {line[0]: line[1:] for line in layout(columns, make_rows(table, definition, columns, collect(root)))[1:]}
+    table = table or fcn()
+    return {line[0]: line[1:] for line in layout(table.columns, filled(table, collect(root)))[1:]}
 
 
 def test_seeds_are_averaged_and_compared_in_points(tmp_path: Path) -> None:
@@ -71,19 +72,19 @@ def test_seeds_are_averaged_and_compared_in_points(tmp_path: Path) -> None:
 
 def test_settings_are_rows_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path, "fcn32s/seed0", 0.60)
-    write_run(tmp_path, "fcn32s/model.optimizer.lr-0.1/seed0", 0.10)
+    write_run(tmp_path, "fcn32s/lr-0.1/seed0", 0.10)
     rows = rows_of(tmp_path)
     assert rows["FCN-32s"][2] == "60.0"
-    assert rows["FCN-32s [model.optimizer.lr-0.1]"][2] == "10.0"
+    assert rows["FCN-32s [lr-0.1]"][2] == "10.0"
     # also where the folder of the runs is given one floor too low
     rows = rows_of(tmp_path / "fcn32s")
-    assert [rows["FCN-32s"][2], rows["FCN-32s [model.optimizer.lr-0.1]"][2]] == ["60.0", "10.0"]
+    assert [rows["FCN-32s"][2], rows["FCN-32s [lr-0.1]"][2]] == ["60.0", "10.0"]
 
 
 def test_other_images_than_the_papers_are_marked(tmp_path: Path) -> None:
     write_run(tmp_path, "fcn32s/seed0", 0.60, images=736)
     write_run(tmp_path, "fcn32s/seed0", 0.50, evaluation="dense-val", split="val", images=445, inference="dense")
-    rows = make_rows("fcn", {}, MIOU, collect(tmp_path))
+    rows = filled(fcn(), collect(tmp_path))
     assert {row.label: row.comparable() for row in rows if row.scores} == {
         "FCN-32s": True,
         "FCN-32s [dense-val]": False,
@@ -106,35 +107,46 @@ def test_an_evaluation_that_repeats_the_run_adds_no_row(tmp_path: Path) -> None:
 
 
 def test_a_row_of_another_inference_takes_only_its_evaluations(tmp_path: Path) -> None:
-    plain = {"table": "t", "row": "Net", "order": 1, "metrics": {"miou": 0.5}}
-    crf = {"table": "t", "row": "Net+CRF", "order": 2, "metrics": {"miou": 0.6}, "inference": "crf"}
-    write_run(tmp_path, "net/seed0", 0.50, reported=[plain, crf])
-    write_run(tmp_path, "net/seed0", 0.55, reported=[plain, crf], evaluation="crf-seg11valid", inference="crf")
-    assert rows_of(tmp_path, "t") == {
+    plain = Row("Net", {"name": "net"}, paper={"miou": 0.5})
+    crf = Row("Net+CRF", {"name": "net"}, "crf", {"miou": 0.6})
+    write_run(tmp_path, "net/seed0", 0.50)
+    write_run(tmp_path, "net/seed0", 0.55, evaluation="crf-seg11valid", inference="crf")
+    assert rows_of(tmp_path, Table("", MIOU, [plain, crf])) == {
         "Net": ["1", "VOC2012 seg11valid", "50.0", "50.0", "+0.0"],
         "Net+CRF [crf-seg11valid]": ["1", "VOC2012 seg11valid", "55.0", "60.0", "-5.0"],
     }
 
 
-def test_rows_of_deconvnet_are_made_by_training_and_then_scoring_whole_images(tmp_path: Path) -> None:
-    """Their commands name the folders that training with the table's data makes; scores of crops are in no row."""
-    definition = {"overrides": "data=voc_aug"}
-    commands = {row.label: row.command for row in make_rows("deconvnet_table1", definition, MIOU, [])}
-    train = "segmod-train sweep=deconvnet_curriculum data=voc_aug"
-    score = "segmod-evaluate run=runs/deconvnet/data-voc_aug/seed0"
-    assert commands["FCN8s"] == "segmod-train experiment=fcn8s data=voc_aug"
-    assert commands["DeconvNet+CRF"] == f"{train} && {score} inference=proposals_crf"
-    with_fcn = f"{train} && segmod-train sweep=fcn_staged data=voc_aug && {score}"
-    assert commands["EDeconvNet"] == f"{with_fcn} inference=ensemble"
+def test_rows_of_one_sweep_are_told_apart_by_the_resolved_keys_of_their_configs(tmp_path: Path) -> None:
+    """What a row asks of a config is not told twice; any other choice is, and a run that fits no row is in none."""
+    rows = [Row(f"depth {depth}", {"name": "net", "model.net.depth": depth}) for depth in (0, 1)]
+    rows += [Row("no depth", {"name": "net", "model.net.depth": None})]
 
-    reported = OmegaConf.to_container(OmegaConf.load(cli.CONF_DIR / "experiment" / "deconvnet.yaml").reported)
+    def write(folder: str, miou: float, depth: Any, **more: Any) -> None:
+        write_run(tmp_path, f"net/{folder}/seed0", miou, config={"model": {"net": {"depth": depth}}, **more})
+
+    write("depth-0", 0.1, 0)
+    write("depth-0+lr-0.1", 0.2, 0)
+    write("lr-3", 0.3, "${first}", first=1)
+    write("depth-null", 0.4, None)
+    write("depth-7", 0.5, 7)
+    write_run(tmp_path, "other/seed0", 0.6, config={"model": {"net": {"depth": 0}}})
+    write_run(tmp_path, "net/plain/seed0", 0.7)  # has no such key, and none is not null
+    assert {label: line[2] for label, line in rows_of(tmp_path, Table("", MIOU, rows)).items()} == {
+        "depth 0": "10.0",
+        "depth 0 [lr-0.1]": "20.0",
+        "depth 1 [lr-3]": "30.0",
+        "no depth": "40.0",
+    }
+
+
+def test_scores_of_crops_are_in_no_row_of_deconvnet(tmp_path: Path) -> None:
+    table = Table("", MIOU, SHIPPED["deconvnet_table1"].rows)
     where = "deconvnet/data-voc_aug/seed0"
-    write_run(tmp_path, where, 0.9, reported=reported, split="val crops", images=1000)
+    write_run(tmp_path, where, 0.9, split="val crops", images=1000, inference="crops")
     for inference, miou in {"proposals": 0.5, "ensemble": 0.6, "dense": 0.2}.items():
-        write_run(
-            tmp_path, where, miou, reported=reported, evaluation=f"{inference}-val", split="val", inference=inference
-        )
-    ours = {label: line[2] for label, line in rows_of(tmp_path, "deconvnet_table1").items() if line[0]}
+        write_run(tmp_path, where, miou, evaluation=f"{inference}-val", split="val", inference=inference)
+    ours = {label: line[2] for label, line in rows_of(tmp_path, table).items() if line[0]}
     assert ours == {
         "DeconvNet [data-voc_aug, proposals-val]": "50.0",
         "EDeconvNet [data-voc_aug, ensemble-val]": "60.0",
@@ -143,8 +155,7 @@ def test_rows_of_deconvnet_are_made_by_training_and_then_scoring_whole_images(tm
 
 def test_one_experiment_may_have_two_rows_of_a_table(tmp_path: Path) -> None:
     """The run that both rows are of stands in both; where it was scored on other images, that is marked."""
-    reported = OmegaConf.to_container(OmegaConf.load(cli.CONF_DIR / "experiment" / "fcn8s_caffe.yaml").reported)
-    write_run(tmp_path, "fcn8s_caffe/seed0", 0.660, reported=reported, images=736)
+    write_run(tmp_path, "fcn8s_caffe/seed0", 0.660, images=736)
     rows = rows_of(tmp_path)
     # 66.0 - 65.5 = +0.5 and 66.0 - 67.2 = -1.2
     assert rows["FCN-8s, summed loss"] == ["1", "VOC2012 seg11valid, 736 images", "66.0", "65.5", "+0.5"]
@@ -154,12 +165,8 @@ def test_one_experiment_may_have_two_rows_of_a_table(tmp_path: Path) -> None:
 def test_units_and_curves(tmp_path: Path) -> None:
     # two epochs and the final scoring of the best checkpoint, which is no epoch: mean (0.2 + 0.4) / 2, maximum 0.4
     curves = "step,epoch,train/loss,val/miou\n0,0,3.0,\n1,0,,0.2\n2,1,2.0,0.4\n3,2,,0.4\n"
-    entry = {
-        "table": "t",
-        "row": "depth 5",
-        "metrics": {"max_over_epochs/miou": 0.5, "peak_memory_bytes": 4677 * 2**20, "test_time_s": 0.098},
-    }
-    run = write_run(tmp_path, "dfp/seed0", 0.4, reported=[entry], peak_memory_bytes=4000 * 2**20, test_time_s=0.1)
+    paper = {"max_over_epochs/miou": 0.5, "peak_memory_bytes": 4677 * 2**20, "test_time_s": 0.098}
+    run = write_run(tmp_path, "dfp/seed0", 0.4, peak_memory_bytes=4000 * 2**20, test_time_s=0.1)
     (run / "metrics.csv").write_text(curves)
     columns = [
         Column("mean_over_epochs/miou", "mean"),
@@ -167,60 +174,74 @@ def test_units_and_curves(tmp_path: Path) -> None:
         Column("peak_memory_bytes", "memory", "MiB"),
         Column("test_time_s", "time", "s"),
     ]
-    (line,) = rows_of(tmp_path, "t", columns).values()
+    (line,) = rows_of(tmp_path, Table("", columns, [Row("depth 5", {"name": "dfp"}, paper=paper)])).values()
     assert line[2:] == ["30.0", "40.0", "50.0", "-10.0", "4000", "4677", "-677", "0.100", "0.098", "+0.002"]
     assert over_epochs(tmp_path / "absent.csv") == {}
 
 
 def test_wide_tables_stack_ours_paper_and_difference(tmp_path: Path) -> None:
     names = ["background", "cat", "a", "b", "c"]
-    entry = {"table": "t", "row": "Net", "metrics": {"iou/background": 0.7}}
-    write_run(tmp_path, "net/seed0", 0.4, reported=[entry])
+    write_run(tmp_path, "net/seed0", 0.4)
     columns = [Column(f"iou/{name}", name) for name in names]
-    lines = layout(columns, make_rows("t", {}, columns, collect(tmp_path)))[1:]
-    dash = "\N{EN DASH}"
+    table = Table("", columns, [Row("Net", {"name": "net"}, paper={"iou/background": 0.7})])
+    lines = layout(columns, filled(table, collect(tmp_path)))[1:]
     assert [line[0] for line in lines] == ["Net"] * 3
     assert [line[3:] for line in lines] == [
-        ["ours", "80.0", dash, dash, dash, dash],  # IoU of cat is null in the file
-        ["paper", "70.0", dash, dash, dash, dash],
-        ["difference", "+10.0", dash, dash, dash, dash],
+        ["ours", "80.0", DASH, DASH, DASH, DASH],  # IoU of cat is null in the file
+        ["paper", "70.0", DASH, DASH, DASH, DASH],
+        ["difference", "+10.0", DASH, DASH, DASH, DASH],
     ]
 
 
 def test_time_and_memory_come_from_the_benchmark_of_the_same_net(tmp_path: Path) -> None:
-    def write_benchmark(name: str, depth: int, batch: int, seconds: float) -> None:
-        folder = tmp_path / name / "benchmark" / f"cpu-{batch}"
+    def write_benchmark(depth: int, batch: int, seconds: float) -> None:
+        folder = tmp_path / "dfp" / f"depth-{depth}" / "benchmark" / f"cpu-{batch}"
         folder.mkdir(parents=True)
-        reported = [{"table": "dfp", "row": name, "order": depth, "metrics": {"test_time_s": 0.05}}]
         contents = {
-            "name": name, "settings": {"device": "cpu", "batch": batch, "threads": 1, "size": [64, 64]},
+            "name": "dfp", "settings": {"device": "cpu", "batch": batch, "threads": 1, "size": [64, 64]},
             "net": {"_target_": "Net", "depth": depth, "weights": None}, "values": {"test_time_s": seconds},
-            "reported": reported, "hardware": {"machine": "x86_64", "gpus": []},
+            "hardware": {"machine": "x86_64", "gpus": []},
         }  # fmt: skip
         (folder / "benchmark.json").write_text(json.dumps(contents))
 
-    reported = [{"table": "dfp", "row": "deep", "order": 1, "metrics": {"test_time_s": 0.05}}]
-    run = write_run(tmp_path, "deep/seed0", 0.5, reported=reported)
-    cfg = OmegaConf.load(run / ".hydra" / "config.yaml")
-    cfg.model = {"net": {"_target_": "Net", "depth": "${depth}", "weights": "DEFAULT"}}  # weights do not matter
-    cfg.depth = 1
-    (run / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-    write_benchmark("deep", 1, 3, 0.25)
-    write_benchmark("deep", 1, 4, 9.0)  # another batch than the table's: nowhere
-    write_benchmark("flat", 0, 3, 0.125)  # a net that nobody trained has a row, too
+    rows = [
+        Row(label, {"name": "dfp", "model.net.depth": depth}, paper={"test_time_s": 0.05})
+        for depth, label in enumerate(("flat", "deep"))
+    ]
+    net = {"_target_": "Net", "depth": "${depth}", "weights": "DEFAULT"}  # weights do not matter
+    write_run(tmp_path, "dfp/depth-1/seed0", 0.5, config={"model": {"net": net}, "depth": 1})
+    write_benchmark(1, 3, 0.25)
+    write_benchmark(1, 4, 9.0)  # another batch than the table's: nowhere
+    write_benchmark(0, 3, 0.125)  # a net that nobody trained has a row, too
 
-    columns = [Column("miou", "mIoU"), Column("test_time_s", "test time", "s")]
-    definition = {"benchmark": {"batch": 3, "size": [64, 64]}}
-    rows = make_rows("dfp", definition, columns, collect(tmp_path), collect_benchmarks(tmp_path))
-    assert layout(columns, rows)[1:] == [
-        ["flat", "", "", "\N{EN DASH}", "0.125", "0.050", "+0.075"],
+    settings = {"batch": 3, "size": [64, 64]}
+    table = Table("", [Column("miou", "mIoU"), Column("test_time_s", "test time", "s")], rows, settings)
+    found = filled(table, collect(tmp_path), collect_benchmarks(tmp_path))
+    assert layout(table.columns, found)[1:] == [
+        ["flat", "", "", DASH, "0.125", "0.050", "+0.075"],
         ["deep", "1", "VOC2012 seg11valid", "50.0", "0.250", "0.050", "+0.200"],
     ]
-    columns = [Column("relative/test_time_s", "test time", "x")]
-    rows = make_rows("dfp", definition, columns, collect(tmp_path), collect_benchmarks(tmp_path))
+    table = Table("", [Column("relative/test_time_s", "test time", "x")], rows, settings)
+    found = filled(table, collect(tmp_path), collect_benchmarks(tmp_path))
     # ours 0.25 / 0.125, the paper's 0.05 / 0.05
-    assert [line[3:] for line in layout(columns, rows)[1:]] == [["1.00", "1.00", "+0.00"], ["2.00", "1.00", "+1.00"]]
-    assert "Time and memory of ours: x86_64 CPU, 1 threads (batch 3, size 64x64)" in "\n".join(footnotes(rows))
+    lines = layout(table.columns, found)[1:]
+    assert [line[3:] for line in lines] == [["1.00", "1.00", "+0.00"], ["2.00", "1.00", "+1.00"]]
+    assert "Time and memory of ours: x86_64 CPU, 1 threads (batch 3, size 64x64)" in "\n".join(footnotes(found))
+
+
+def test_charts_show_other_images_and_the_spread_of_the_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, "fcn32s/seed0", 0.60, images=736)
+    write_run(tmp_path, "fcn32s/seed1", 0.64, images=736)
+    write_run(tmp_path, "fcn16s/seed0", 0.50, images=100)
+    drawn: list[Any] = []
+    monkeypatch.setattr(viz, "bar_chart", lambda *given: drawn.extend(given))
+    draw(tmp_path / "x.png", "caption", MIOU[0], filled(fcn(), collect(tmp_path))[:3])
+    labels, series, _, _, heading, errors = drawn
+    assert labels == ["FCN-32s", "FCN-16s †", "FCN-8s"]
+    assert series["ours"] == [pytest.approx(62), 50, None]
+    assert series["paper"] == pytest.approx([63.6, 65, 65.5])
+    assert errors["ours"] == [pytest.approx(8**0.5), None, None]  # of 60 and 64: sqrt(2^2 + 2^2)
+    assert "†" in heading
 
 
 def test_foreign_and_corrupt_files_are_named_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -233,20 +254,15 @@ def test_foreign_and_corrupt_files_are_named_and_skipped(tmp_path: Path, caplog:
         assert str(tmp_path / name / "seed0" / "metrics.json") in caplog.text
 
 
-def test_every_shipped_table_is_whole() -> None:
-    """Each reported row has a table, each row of the literature all its numbers, and their mean is the paper's."""
-    tables = {path.stem: OmegaConf.load(path) for path in (cli.CONF_DIR / "tables").glob("*.yaml")}
-    for path in (cli.CONF_DIR / "experiment").glob("*.yaml"):
-        for entry in OmegaConf.load(path).get("reported", []):
-            assert entry.table in tables, f"{path}: no table {entry.table}"
-    columns = [Column(**column) for column in tables["deconvnet_table1"].columns]
-    rows = make_rows("deconvnet_table1", OmegaConf.to_container(tables["deconvnet_table1"]), columns, [])
-    assert [row.label for row in rows] == [
+def test_table_1_of_deconvnet_is_whole() -> None:
+    """Each row has all its numbers, and their mean is the paper's."""
+    table = SHIPPED["deconvnet_table1"]
+    assert [row.label for row in table.rows or ()] == [
         "Hypercolumn", "MSRA-CFM", "FCN8s", "TTI-Zoomout-16", "DeepLab-CRF", "DeconvNet", "DeconvNet+CRF",
         "EDeconvNet", "EDeconvNet+CRF", "WSSL*", "BoxSup*"
     ]  # fmt: skip
-    for row in rows:
-        values = [row.theirs(column) for column in columns]
+    for row in table.rows or ():
+        values = [row.theirs(column) for column in table.columns]
         assert None not in values, row.label
         # the paper prints one decimal: the mean of 21 rounded numbers is within 0.05 of it, and its own rounding
         assert sum(values[1:]) / 21 == pytest.approx(values[0], abs=0.1), row.label
@@ -265,7 +281,7 @@ def test_command_writes_all_forms(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "tables" / "fcn.md").read_text()
     assert "| FCN-32s | 1 | VOC2012 seg11valid, 736 images | 60.0 | 63.6 | -3.6 |" in text
-    assert "- FCN-16s: `segmod-train experiment=fcn16s data=voc_aug`" in text
+    assert "- FCN-16s; FCN-8s: `segmod-train sweep=fcn_staged data=voc_aug`" in text
     assert (
         "FCN-32s & 1 & VOC2012 seg11valid, 736 images & 60.0 & 63.6 & -3.6 &"
         in (tmp_path / "tables/fcn.tex").read_text()
@@ -295,3 +311,34 @@ def test_command_tells_mistakes_in_one_line(tmp_path: Path, override: str, messa
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert f"segmod: error: {message}" in done.stderr
+
+
+def test_all_tables_leave_one_line_of_those_that_are_empty(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", "fcn32s/seed0", 0.60)
+    done = run_tables(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "tables").glob("*.md")) == ["fcn.md", "runs.md"]
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "no run belongs" in line]
+    assert "dfp_table1, " in line
+
+
+def test_tables_of_a_folder_of_ones_own_are_found(tmp_path: Path) -> None:
+    own = tmp_path / "own" / "tables"
+    own.mkdir(parents=True)
+    table = {
+        "caption": "Mine",
+        "columns": [{"metric": "miou", "header": "mIoU"}],
+        "rows": [{"label": "first", "match": {"name": "fcn32s"}, "numbers": [50.0]}],
+    }
+    (own / "mine.yaml").write_text(json.dumps(table))
+    write_run(tmp_path / "runs", "fcn32s/seed0", 0.60)
+    done = run_tables(tmp_path, "--config-dir", "own", "table=mine")
+    assert done.returncode == 0, done.stderr
+    assert "| first | 1 | VOC2012 seg11valid | 60.0 | 50.0 | +10.0 |" in (tmp_path / "tables" / "mine.md").read_text()
+
+    (own / "mine.yaml").write_text(json.dumps({**table, "rows": [{"match": {}}]}))
+    done = run_tables(tmp_path, "--config-dir", "own", "table=mine")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "tables/mine.yaml: no table of segmod" in line
+    assert "'label'" in line

@@ -18,7 +18,7 @@ SIZE = (45, 67)  # odd on purpose
 def config(model):
     """The composed ``model`` node; a yaml without packages of its own is merged over those it names."""
     loaded = OmegaConf.load(CONF / "model" / f"{model}.yaml")
-    parents = [parent for parent in loaded.pop("defaults", []) if parent != "_self_"]
+    parents = [parent for parent in loaded.pop("defaults", []) if parent != "_self_" and isinstance(parent, str)]
     return OmegaConf.merge(*(config(parent) for parent in parents), loaded)
 
 

@@ -124,6 +124,18 @@ def test_a_finished_run_verifies_its_data_when_asked(segmod: Any, small: Any, ca
     assert segmod("train", *short) == 0
 
 
+def test_what_a_folder_of_ones_own_adds_is_listed(segmod: Any, tmp_path: Path, capfd: Any) -> None:
+    own = tmp_path / "own" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package _global_\nname: mine\n")
+    assert segmod("train", "--config-dir", "own", "experiment=mine", "--cfg", "job") == 0
+    assert "\nname: mine\n" in capfd.readouterr().out
+    assert segmod("train", "--config-dir", "own", "experiment=mime") == 1
+    error = capfd.readouterr().err
+    assert "experiment=mime: no such option; choose one of deconvnet, " in error
+    assert ", mine, " in error
+
+
 def test_another_number_of_classes_than_the_checkpoint(segmod: Any, small: Any, capfd: Any) -> None:
     short = (*small, "trainer.max_epochs=1")
     assert segmod("train", *short, "name=first") == 0

@@ -221,7 +221,10 @@ def test_a_run_trains_on_crops_and_is_evaluated_on_whole_images(segmod, small, t
     ]
     crops = ("data.squash=40", "data.crop_size=32", "data.crops.val_crops=4", f"data.root={tmp_path}")
     assert (
-        segmod("train", "data=voc_proposals", "proposals=grid", *kept, *crops, "name=run", "trainer.max_steps=3") == 0
+        segmod(
+            "train", "data=voc", "crops=proposals", "proposals=grid", *kept, *crops, "name=run", "trainer.max_steps=3"
+        )
+        == 0
     )
     (path,) = tmp_path.glob("runs/**/seed0/metrics.json")
     trained = json.loads(path.read_text())
