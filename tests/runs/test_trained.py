@@ -151,7 +151,7 @@ def test_mistakes_are_told_in_one_line(here: Path, tmp_path: Path, capfd: Any, c
     with pytest.raises(UserError, match=r"^model\.predictor\.width: segmod\.\S+DensePredictor takes no such argument"):
         segmod.open(here, inference={"width": 3}).load()
     # a run of a version whose classes had other names, or took other arguments
-    for key, value in (("model.net._target_", "segmod.heads.Net"), ("+model.net.breadth", 3), ("+data.mirror", True)):
+    for key, value in (("model.net._target_", "segmod.heads.Net"), ("+model.net.mirror", 3), ("+data.mirror", True)):
         old = copy(here, tmp_path / key / "seed0")
         cfg = OmegaConf.load(old / ".hydra" / "config.yaml")
         OmegaConf.update(cfg, key.lstrip("+"), value)
