@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
 from collections.abc import Sequence
@@ -11,13 +10,11 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback, LambdaCallback, RichProgressBar
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from segmod import viz
 from segmod.ground.errors import UserError
-from segmod.ground.printing import short_path
+from segmod.ground.printing import print_table, short_path, write_csv
 from segmod.inference.submission import Submission
 from segmod.metrics import mean_iou, present_classes, summarise
 from segmod.runs import cli
@@ -136,16 +133,13 @@ def present(confusion: Tensor, classes: Sequence[str]) -> dict[str, Any]:
 def write_tables(directory: Path, confusion: Tensor, classes: Sequence[str], title: str) -> None:
     """Write iou.csv, confusion.csv and the charts of both."""
     iou = summarise(confusion).iou
-    with (directory / "iou.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "iou", "truth_pixels", "predicted_pixels", "correct_pixels"])
-        for k, name in enumerate(classes):
-            counts = int(confusion[k].sum()), int(confusion[:, k].sum()), int(confusion[k, k])
-            writer.writerow([name, "" if iou[k] is None else f"{iou[k]:.6f}", *counts])
-    with (directory / "confusion.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["truth", *classes])
-        writer.writerows([name, *row] for name, row in zip(classes, confusion.tolist(), strict=True))
+    lines: list[list[Any]] = [["class", "iou", "truth_pixels", "predicted_pixels", "correct_pixels"]]
+    for k, name in enumerate(classes):
+        counts = int(confusion[k].sum()), int(confusion[:, k].sum()), int(confusion[k, k])
+        lines.append([name, "" if iou[k] is None else f"{iou[k]:.6f}", *counts])
+    write_csv(directory / "iou.csv", lines)
+    rows = [[name, *row] for name, row in zip(classes, confusion.tolist(), strict=True)]
+    write_csv(directory / "confusion.csv", [["truth", *classes], *rows])
     viz.iou_chart(iou, classes, directory / "iou.png", title)
     viz.confusion_picture(confusion, classes, directory / "confusion.png")
 
@@ -156,18 +150,15 @@ def print_scores(directory: Path, confusion: Tensor, classes: Sequence[str], res
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.2f}"
 
-    table = Table(title=f"{directory.name}: {result['images']} images, {result['checkpoint']}")
-    table.add_column("class")
-    for heading in ("IoU %", "accuracy %", "share of pixels %"):
-        table.add_column(heading, justify="right")
+    lines = [["class", "IoU %", "accuracy %", "share of pixels %"]]
     pixels = confusion.double().sum(1)
     for k, name in enumerate(classes):
         accuracy = float(confusion[k, k] / pixels[k]) if pixels[k] else None
-        table.add_row(name, percent(result["iou"][name]), percent(accuracy), percent(float(pixels[k] / pixels.sum())))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print("  ".join(f"[bold]{k.removeprefix('val/')}[/] {percent(v)} %" for k, v in result["metrics"].items()))
+        shares = result["iou"][name], accuracy, float(pixels[k] / pixels.sum())
+        lines.append([name, *map(percent, shares)])
+    console = print_table(f"{directory.name}: {result['images']} images, {result['checkpoint']}", lines)
+    console.print("  ".join(f"{k.removeprefix('val/')} {percent(v)} %" for k, v in result["metrics"].items()))
     if len(result["present"]["classes"]) < len(classes):
         count = len(result["present"]["classes"])
-        console.print(f"[bold]miou[/] of the {count} classes in the truth {percent(result['present']['miou'])} %")
+        console.print(f"miou of the {count} classes in the truth {percent(result['present']['miou'])} %")
     console.print(f"metrics, tables and pictures in {short_path(directory)}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
 from collections.abc import Sequence
@@ -11,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
-from rich.table import Table
 
 from segmod import viz
 from segmod.data.base import SegmentationDataset
@@ -21,7 +18,8 @@ from segmod.data.making import Job, jobs_of, make_proposals, over_images
 from segmod.data.recall import COUNTS, average_recall, best_overlaps, recall_at
 from segmod.data.stored import StoredProposals
 from segmod.ground.errors import UserError
-from segmod.ground.printing import short_path
+from segmod.ground.files import replace_text
+from segmod.ground.printing import markdown, print_table, short_path, write_csv
 from segmod.ground.types import FloatArray, ProposalSource
 from segmod.runs import cli
 from segmod.runs.instantiate import check_type, instantiate
@@ -119,23 +117,16 @@ def measure_recall(
 
 def write_recall(best: FloatArray, path: Path, title: str, note: str) -> None:
     """Write the recall as .md, .csv and .png beside each other, and print it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = {f"IoU {threshold}": recall_at(best, threshold) for threshold in THRESHOLDS}
     columns["average, IoU 0.5 to 0.95"] = average_recall(best)
     header = ["boxes an image", *columns]
     rows = [[count, *(float(values[i]) for values in columns.values())] for i, count in enumerate(COUNTS)]
-    with Path(f"{path}.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    lines = [[str(count), *(f"{value:.3f}" for value in values)] for count, *values in rows]
-    markdown = ["| " + " | ".join(cells) + " |" for cells in (header, ["--:"] * len(header), *lines)]
-    Path(f"{path}.md").write_text("\n\n".join([f"**{title}**", "\n".join(markdown), note]) + "\n")
+    write_csv(Path(f"{path}.csv"), [header, *rows])
+    lines = [header, *([str(count), *(f"{value:.3f}" for value in values)] for count, *values in rows)]
+    replace_text(f"{path}.md", "\n\n".join([f"**{title}**", markdown(lines), note]) + "\n")
     series = {name: values.tolist() for name, values in columns.items()}
     viz.line_chart(COUNTS, series, Path(f"{path}.png"), title, "boxes an image", "recall")
 
-    table = Table(*header, title=title)
-    for line in lines:
-        table.add_row(*line)
-    console = Console(highlight=False, markup=False)
-    console.print(table)
+    console = print_table(title, lines)
     console.print(note, soft_wrap=True)
     console.print(f"written: {short_path(path.resolve())}.{{md,csv,png}}", soft_wrap=True)

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from segmod.ground.errors import UserError
-from segmod.ground.printing import short_path, write_records
+from segmod.ground.printing import print_table, short_path, write_records
 from segmod.runs import cli
 from segmod.runs.instantiate import instantiate
 from segmod.runs.launch import prepare_lightning
@@ -77,13 +75,8 @@ def print_rows(directory: Path, table: Sequence[Row]) -> None:
     def text(value: Any) -> str:
         return "-" if value is None else f"{100 * value:.2f} %" if isinstance(value, float) else str(value)
 
-    lines = Table(title=directory.name)
-    for column in table[0]:
-        lines.add_column(column)
-    for row in table:
-        lines.add_row(*map(text, row.values()))
-    console = Console(highlight=False)
-    console.print(lines)
+    lines = [list(table[0]), *(list(map(text, row.values())) for row in table)]
+    console = print_table(directory.name, lines)
     console.print(f"table and pictures in {short_path(directory.resolve())}", soft_wrap=True)
 
 

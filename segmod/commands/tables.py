@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from segmod.ground.errors import UserError
+from segmod.ground.files import replace_text
 from segmod.ground.printing import markdown, print_table, write_records
 from segmod.runs import cli
 from segmod.runs.results import collect, collect_benchmarks
@@ -57,8 +58,8 @@ def write(path: Path, table: Table, rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = layout(columns, rows)
     notes = footnotes(rows)
-    path.with_suffix(".md").write_text("\n\n".join([f"**{caption}**", markdown(lines), *notes]) + "\n")
-    path.with_suffix(".tex").write_text(latex(caption, lines, notes))
+    replace_text(path.with_suffix(".md"), "\n\n".join([f"**{caption}**", markdown(lines), *notes]) + "\n")
+    replace_text(path.with_suffix(".tex"), latex(caption, lines, notes))
     write_records(path.with_suffix(".csv"), list(records(columns, rows)))
     draw(path.with_suffix(".png"), caption, columns[0], rows)
 
