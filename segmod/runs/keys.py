@@ -66,8 +66,9 @@ def kind(key: str) -> Kind:
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """The recipe of a config: its keys, flat and resolved."""
-    resolved = OmegaConf.to_container(cfg, resolve=True)
-    return {key: value for key, value in flat(resolved) if kind(key) is Kind.RECIPE}
+    resolved = dict(flat(OmegaConf.to_container(cfg, resolve=True)))
+    # boxes count where they are used: in data or inference, which refer to the node `proposals`
+    return {k: v for k, v in resolved.items() if kind(k) is Kind.RECIPE and not k.startswith("proposals.")}
 
 
 def digest(cfg: DictConfig) -> str:

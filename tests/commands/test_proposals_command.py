@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.data.synthetic import SyntheticScenes, write_voc_tree
-from segmod.runs import cli
+from segmod.runs import cli, keys
 from segmod.runs import folders as runs
 from segmod.runs.trained import TrainedRun
 
@@ -137,7 +137,7 @@ def test_proposals_decide_a_run_only_where_they_are_used() -> None:
     def digest(*overrides: str) -> str:
         cfg = composed("train", *overrides)
         cfg.run_dir = cfg.name = "x"
-        return digest(cfg)
+        return keys.digest(cfg)
 
     assert digest() == digest("proposals.max_boxes=9") == digest("proposals=gt")
     used = "+inference.proposals=${proposals}"

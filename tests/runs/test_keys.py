@@ -85,6 +85,8 @@ def test_folder_and_fingerprint_follow_the_recipe_alone(choices: tuple[str, ...]
     cfg = composed("train", *choices)
     before = digest(cfg)
     for key, value in list(flat(OmegaConf.to_container(cfg))):
+        if key.startswith("proposals."):  # count where they are used, under other keys
+            continue
         is_recipe = kind(key) is Kind.RECIPE
         OmegaConf.update(cfg, key, 12345 if value != 12345 else 1, merge=False)
         assert (digest(cfg) != before) == is_recipe, key

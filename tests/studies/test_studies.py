@@ -199,7 +199,7 @@ def test_the_command_writes_table_and_pictures(segmod, small, tmp_path, capsys):
     (run,) = tmp_path.glob("runs/**/seed0")
     capsys.readouterr()
     assert segmod("study", f"run={run}", "study=object_sizes", "study.images=2") == 0
-    folder = run / "studies" / "object_sizes-val+study.images-2"
+    folder = run / "studies" / "object_sizes-val+images-2"
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert list(rows[0])[:2] == ["share of the image", "objects"]
     assert (folder / "sizes.png").is_file()
