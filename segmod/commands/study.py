@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
     device = choose_device(str(cfg.device))
     given = list(cfg.run) if OmegaConf.is_list(cfg.run) else [cfg.run]
     if not given:
-        raise UserError("run=[]: give a run, or several: run=[skip_6,skip_2]")
+        raise UserError("run=[]: give a run, or several: run=[FOLDER,FOLDER]")
     changes = {name: cfg.get(name) for name in ("checkpoint", "split", "inference", "proposals", "data")}
     runs = [TrainedRun.open(run, cfg.runs, **changes).to(device) for run in given]
     first = runs[0]
