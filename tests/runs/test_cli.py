@@ -178,7 +178,7 @@ def test_help_tells_of_the_command_and_its_keys_and_needs_no_torch(name: str) ->
     first = next(line for line in done.stdout.splitlines() if line)
     assert first.startswith(f"segmod-{name}: ")
     cfg = OmegaConf.load(cli.CONF_DIR / f"{name}.yaml")
-    keys = [key for key in cfg if key not in ("defaults", "hydra", "run_dir", "reported", "data", "trainer")]
+    keys = [key for key in cfg if key not in ("defaults", "hydra", "run_dir", "model", "data", "trainer")]
     keys = [key for key in keys if name == "train" or key not in ("name", "seed")]  # elsewhere for a logger or the data
     told = " ".join(line for line in done.stdout.splitlines() if "=" in line)
     assert [key for key in keys if f" {key}=" not in told] == []
