@@ -15,6 +15,7 @@ from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import classify_resized, resize
 
 _EPS = 1e-5
+_LEAST = 1e-3  # of its tap's median: a channel with a smaller deviation says nothing
 _SIDE = 224  # pixels of an image that every backbone takes
 
 
@@ -140,9 +141,19 @@ class Hypercolumn(nn.Module):
         return _mix(scores, cells, scores.dim() - 1)
 
     def standardise_by(self, mean: Tensor, std: Tensor) -> None:
-        """Set the statistics by which hypercolumns are standardised, each (Z,)."""
+        """Set the statistics by which hypercolumns are standardised.
+
+        A channel that hardly varies, by less than a thousandth of its tap's median, is left unscaled: ImageNet weights
+        of SqueezeNet hold such channels, and divided by next to nothing they would drown all others as soon as the
+        backbone is trained.
+
+        Args:
+            mean: (Z,).
+            std: (Z,).
+        """
         self.mean.copy_(mean)
-        self.std.copy_(std)
+        taps = [torch.where(tap <= _LEAST * tap.median(), 1.0, tap) for tap in torch.split(std, self.tap_channels)]
+        self.std.copy_(torch.cat(taps))
 
     def train(self, mode: bool = True) -> Hypercolumn:
         """Set the mode; a frozen backbone stays in evaluation mode."""

@@ -176,3 +176,41 @@ def test_trains_in_bfloat16():
         grad, expected = getattr(net, layer).weight.grad, getattr(other, layer).weight.grad
         # 8 bits of mantissa, as above
         assert (grad - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_channel_that_says_nothing_is_left_unscaled_in_its_own_tap():
+    # 64, 128, 256, 512, 512 channels; deviations of the first tap are 1, of the others 100
+    net = build("vgg11")
+    std = torch.full((1472,), 100.0)
+    std[:64] = 1.0
+    std[5], std[70], std[71], std[200:456] = 0.0009, 0.09, 0.11, 0.0  # the last: more than half of the third tap
+    net.standardise_by(torch.zeros(1472), std)
+    assert net.std[5] == 1
+    assert net.std[70] == 1  # below 100 / 1000
+    assert net.std[71] == pytest.approx(0.11)
+    assert (net.std[200:448] == 1).all()
+    assert (net.std[:64][torch.arange(64) != 5] == 1).all()
+
+
+def test_training_a_backbone_with_a_dead_channel_does_not_blow_up():
+    """As fire7's expand1x1 channel 19 of SqueezeNet's ImageNet weights: the first step moves it off zero."""
+    torch.manual_seed(0)
+    net = Hypercolumn(4, "tiny", TINY, width=0.25, hidden=9, freeze_backbone=False)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            getattr(net.backbone.get_submodule("features.4"), name)[3] = 0  # batch norm: a constant 0 of deviation 0
+        taps = net.backbone(net.normalise(image()))
+        stds = torch.cat([taps[tap].permute(1, 0, 2, 3).flatten(1).std(1) for tap in TINY])
+        means = torch.cat([taps[tap].permute(1, 0, 2, 3).flatten(1).mean(1) for tap in TINY])
+    assert stds[4 + 3] == 0
+    net.standardise_by(means, stds)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    mask = torch.randint(0, 4, (2, *SIZE), generator=torch.Generator().manual_seed(2))
+    losses = []
+    for _ in range(3):
+        loss = F.cross_entropy(net.train()(image()), mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert max(losses) < 2 * losses[0]
