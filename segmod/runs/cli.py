@@ -235,7 +235,7 @@ def _suggest(key: str, config_name: str) -> str:
         return "--cfg job prints the keys there are"
     keys = _keys(OmegaConf.to_container(cfg))
     last = {k.rpartition(".")[2]: k for k in reversed(keys)}
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    close = [last[wrong]] if wrong in last else difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
     close += [last[k] for k in difflib.get_close_matches(wrong, last, n=1, cutoff=0.7)]
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}--cfg job prints the keys there are, +{key}=... adds one"
