@@ -50,9 +50,7 @@ def main(cfg: DictConfig) -> None:
     submission = None
     if wants_submission:
         if not of_voc:
-            raise UserError(
-                f"submission=true: the server takes the classes of PASCAL VOC, not those of {run.legend.data}"
-            )
+            raise UserError(f"submission=true: the VOC server takes its own classes, not those of {run.legend.data}")
         if run.config.data.get("eval_squash"):
             raise UserError("submission=true needs pictures of the images' own size: set data.eval_squash=false")
         submission = Submission(directory, run.split, getattr(datamodule.dataset, "year", 2012))

@@ -111,7 +111,8 @@ def _load(path: str | Path, what: str) -> Any:
 def _mismatch(path: str | Path, name: str, given: Tensor, own: Tensor, num_classes: int | None) -> str:
     message = f"checkpoint {path} has {tuple(given.shape)} for '{name}', this net needs {tuple(own.shape)}"
     if given.dim() and own.dim() and own.shape[0] == num_classes and given.shape[1:] == own.shape[1:]:
-        return f"{message}: it was trained with {given.shape[0]} classes, this data has {num_classes}: give the data it was trained on"
+        classes = f"it was trained with {given.shape[0]} classes, this data has {num_classes}"
+        return f"{message}: {classes}: give the data it was trained on"
     return f"{message}: give one of the same kind of model"
 
 
