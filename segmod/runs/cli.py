@@ -46,6 +46,8 @@ def entry(name: str) -> Callable[[], None]:
 
     def main() -> None:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # where data, nets and losses of one's own lie
         register_resolvers()
         if not is_leader():
             sys.argv.append("hydra/job_logging=none")
