@@ -22,13 +22,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from segmod.data.boxes import Boxes, BoxFinder
-from segmod.data.crops import BoxCrops, CropOrder
-from segmod.data.order import ResumableLoader, collate
+from segmod.data.base import Split
+from segmod.data.crops import BoxCrops, Boxes, BoxFinder, CropOrder
+from segmod.data.order import ResumableLoader
 from segmod.data.proposals import GridBoxes
 from segmod.data.synthetic import write_voc_tree
 from segmod.data.transforms import EvalTransform, TrainTransform
-from segmod.data.voc import VOCSegmentation
+from segmod.data.voc import PascalVOC
 
 BATCH = 8
 
@@ -36,7 +36,7 @@ BATCH = 8
 class Way:
     """A loader of crops, and what its batches cost."""
 
-    def __init__(self, images: VOCSegmentation, boxes: Boxes, isolate: bool, cache_images: int, fresh: bool) -> None:
+    def __init__(self, images: Split, boxes: Boxes, isolate: bool, cache_images: int, fresh: bool) -> None:
         count = len(np.unique(boxes.image))
         window = cache_images // 2 if 0 < cache_images < count else None
         transform = TrainTransform(crop_size=224, squash=250, pad="black")
@@ -50,7 +50,7 @@ class Way:
         if self.fresh:
             self.crops._recent.clear()
         self.order.set_epoch(epoch)
-        loader = ResumableLoader(self.crops, BATCH, sampler=self.order, collate_fn=collate, drop_last=True)
+        loader = ResumableLoader(self.crops, BATCH, sampler=self.order, drop_last=True)
         wall, cpu = time.perf_counter(), time.process_time()
         crops = sum(len(batch["name"]) for batch in islice(loader, batches))
         self.costs.append(((time.perf_counter() - wall) / crops, (time.process_time() - cpu) / crops))
@@ -63,7 +63,7 @@ class Way:
         return float(np.mean([(n * (n - 1) / 2).sum() for n in counts]))
 
 
-def compare(title: str, images: VOCSegmentation, boxes: Boxes, isolate: bool, rounds: int, batches: int) -> None:
+def compare(title: str, images: Split, boxes: Boxes, isolate: bool, rounds: int, batches: int) -> None:
     """Print the rates of the three ways and their ratios."""
     count = len(np.unique(boxes.image))
     print(f"\n{title}: {len(boxes)} boxes in {count} images")
@@ -92,8 +92,8 @@ def compare(title: str, images: VOCSegmentation, boxes: Boxes, isolate: bool, ro
 
 def run(root: Path, count: int, rounds: int, batches: int) -> None:
     """Find the boxes of both stages and compare."""
-    images = VOCSegmentation(root, "train", EvalTransform())
-    images.names, images.files = images.names[:count], images.files[:count]
+    images = Split(PascalVOC(root), "train", EvalTransform())
+    images.names = images.names[:count]
     for title, finder in (
         ("objects (stage 1)", BoxFinder(images)),
         ("proposals of a grid (stage 2)", BoxFinder(images, GridBoxes())),

@@ -29,10 +29,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from segmod.data.base import Split
 from segmod.data.order import ResumableLoader, TrainingOrder, prepare_worker
 from segmod.data.synthetic import write_voc_tree
 from segmod.data.transforms import TrainTransform
-from segmod.data.voc import VOCSegmentation
+from segmod.data.voc import PascalVOC
 from segmod.ground.types import IGNORE_INDEX
 
 CROP = 512
@@ -84,12 +85,13 @@ def epoch(loader: DataLoader) -> tuple[float, float]:
 def compare(root: Path, images: int, rounds: int) -> None:
     """Print both rates and their ratio."""
     transform = TrainTransform(crop_size=CROP, scale=SCALE)
-    ours = VOCSegmentation(root, "train", transform)
-    ours.names, ours.files = ours.names[:images], ours.files[:images]
+    voc = PascalVOC(root)
+    ours = Split(voc, "train", transform)
+    ours.names = ours.names[:images]
     order = TrainingOrder(len(ours))
     one: dict[str, Any] = {"batch_size": BATCH, "num_workers": 1, "drop_last": True}
     a = ResumableLoader(ours, sampler=order, worker_init_fn=prepare_worker, **one)
-    b = DataLoader(TorchvisionSamples(ours.files), shuffle=True, **one)
+    b = DataLoader(TorchvisionSamples([voc.files("train", name) for name in ours.names]), shuffle=True, **one)
     epoch(a), epoch(b)  # the files come into the page cache
     times: dict[DataLoader, list[tuple[float, float]]] = {a: [], b: []}
     for number in range(rounds):

@@ -1,7 +1,8 @@
 """Pictures of masks, confusion matrices and figures; everything is drawn without a display.
 
-Masks wear the colours of PASCAL VOC. Charts use the palette of Okabe and Ito (2008), which keeps its colours apart for
-colour-blind readers, and tell series apart by hatch or marker as well.
+Masks wear the colours of their data set (``palette``, uint8 (256, 3) RGB), or those of PASCAL VOC. Charts use the
+palette of Okabe and Ito (2008), which keeps its colours apart for colour-blind readers, and tell series apart by hatch
+or marker as well.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from segmod.ground.palettes import VOC_PALETTE
 from segmod.ground.types import IGNORE_INDEX
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
+Palette = NDArray[np.uint8]  # (256, 3), RGB
 Mask = NDArray[np.integer] | Tensor  # (H, W), labels and IGNORE_INDEX
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -32,16 +34,16 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # -- masks -----------------------------------------------------------------------------------------------------------
 
 
-def colour_mask(mask: Mask) -> Picture:
-    """Paint each label in its VOC colour, void in (224, 224, 192)."""
-    painted: Picture = VOC_PALETTE[_labels(mask)]
+def colour_mask(mask: Mask, palette: Palette = VOC_PALETTE) -> Picture:
+    """Paint each label in its colour; void is (224, 224, 192) in that of PASCAL VOC."""
+    painted: Picture = palette[_labels(mask)]
     return painted
 
 
-def save_palette_png(mask: Mask, path: Path | str) -> None:
+def save_palette_png(mask: Mask, path: Path | str, palette: Palette = VOC_PALETTE) -> None:
     """Write labels as VOC does: an 8-bit PNG of palette indices, not of colours."""
     png = Image.fromarray(_labels(mask))  # mode L: one byte a pixel, which putpalette turns into indices
-    png.putpalette(VOC_PALETTE.tobytes())
+    png.putpalette(palette.tobytes())
     _create_parent(path)
     png.save(path, format="PNG")
 
@@ -52,21 +54,24 @@ def save_png(picture: Picture, path: Path | str) -> None:
     Image.fromarray(picture).save(path, format="PNG")
 
 
-def overlay(image: Picture, mask: Mask, alpha: float = 0.6) -> Picture:
+def overlay(image: Picture, mask: Mask, palette: Palette = VOC_PALETTE, alpha: float = 0.6) -> Picture:
     """Lay the colours of a mask over its image; background stays as it is.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         mask: (H, W) labels.
+        palette: Colours of the labels.
         alpha: Weight of the colours, 0..1.
     """
     labels = _labels(mask)
-    blended = image.astype(np.float32) * (1 - alpha) + VOC_PALETTE[labels].astype(np.float32) * alpha
+    blended = image.astype(np.float32) * (1 - alpha) + palette[labels].astype(np.float32) * alpha
     chosen: Picture = np.where((labels == 0)[..., None], image, np.rint(blended).astype(np.uint8))
     return chosen
 
 
-def panel(image: Picture, truth: Mask | None, prediction: Mask, classes: Sequence[str]) -> Picture:
+def panel(
+    image: Picture, truth: Mask | None, prediction: Mask, classes: Sequence[str], palette: Palette = VOC_PALETTE
+) -> Picture:
     """Image, truth and prediction side by side, over a legend of the classes that occur in them.
 
     Args:
@@ -74,11 +79,12 @@ def panel(image: Picture, truth: Mask | None, prediction: Mask, classes: Sequenc
         truth: (H, W) labels; None leaves its picture out.
         prediction: (H, W) labels.
         classes: Names of the classes, in the order of their labels.
+        palette: Colours of the labels.
     """
     pictures = {"image": image}
     if truth is not None:
-        pictures["truth"] = colour_mask(truth)
-    pictures["prediction"] = overlay(image, prediction)
+        pictures["truth"] = colour_mask(truth, palette)
+    pictures["prediction"] = overlay(image, prediction, palette)
     masks = [_labels(mask) for mask in (truth, prediction) if mask is not None]
     seen = [int(k) for k in np.unique(np.concatenate([mask.ravel() for mask in masks]))]
 
@@ -94,9 +100,7 @@ def panel(image: Picture, truth: Mask | None, prediction: Mask, classes: Sequenc
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
     names = ["void" if k == IGNORE_INDEX else classes[k] if k < len(classes) else str(k) for k in seen]
-    handles = [
-        Patch(facecolor=VOC_PALETTE[k] / 255, edgecolor="grey", label=n) for k, n in zip(seen, names, strict=True)
-    ]
+    handles = [Patch(facecolor=palette[k] / 255, edgecolor="grey", label=n) for k, n in zip(seen, names, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     png = BytesIO()
     _save(figure, png)

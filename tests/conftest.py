@@ -17,9 +17,9 @@ torch.set_num_threads(1)
 
 # the default net on a few small scenes: an epoch is 4 batches, a validation 3 images
 SMALL = (
-    "data.size=32", "data.crop_size=null", "data.train_images=16", "data.val_images=3", "data.batch_size=4",
-    "data.num_workers=0", "model.net.hidden=8", "model.net.width=0.2", "trainer.max_epochs=2",
-    "trainer.enable_progress_bar=false",
+    "data.dataset.size=32", "data.dataset.train_images=16", "data.dataset.val_images=3", "data.crop_size=null",
+    "data.batch_size=4", "data.num_workers=0", "model.net.hidden=8", "model.net.width=0.2",
+    "trainer.max_epochs=2", "trainer.enable_progress_bar=false",
 )  # fmt: skip
 
 Command = Callable[..., int]

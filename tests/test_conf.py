@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from segmod.optim import param_groups
 from segmod.runs import cli
 from segmod.runs import folders as runs
-from segmod.runs.instantiate import check, instantiate
+from segmod.runs.instantiate import check, instantiate, settle_classes
 from segmod.runs.keys import settings
 from segmod.runs.tables import read_tables, reported
 
@@ -36,6 +36,7 @@ def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
         cfg = compose("train", overrides=list(overrides))
     cfg.run_dir = "unused"
+    settle_classes(cfg)  # as a training does first
     return cfg
 
 
@@ -303,7 +304,7 @@ def test_the_command_of_each_row_makes_it(name: str) -> None:
 def run_sweep(cwd: Path, *overrides: str) -> dict[str, Any]:
     """Run a sweep on four small scenes; returns the results by run name and seed."""
     small = (
-        "data.train_images=4 data.val_images=2 data.num_workers=0 model.net.weights=null trainer=cpu "
+        "data.dataset.train_images=4 data.dataset.val_images=2 data.num_workers=0 model.net.weights=null trainer=cpu "
         "trainer.num_sanity_val_steps=0 trainer.enable_progress_bar=false trainer.log_every_n_steps=1"
     )
     command = [sys.executable, "-m", "segmod", "train", *overrides, *small.split()]
@@ -319,7 +320,7 @@ def test_fcn_stages_run_by_one_command(tmp_path: Path) -> None:
     """A key that the default model lacks (width) and a list of seeds go with the sweep."""
     results = run_sweep(
         tmp_path,
-        *["sweep=fcn_staged", "seed=0,1", "data.size=48", "model.net.width=0.05"],
+        *["sweep=fcn_staged", "seed=0,1", "data.dataset.size=48", "model.net.width=0.05"],
         *["trainer.max_steps=1", "trainer.accumulate_grad_batches=1"],
     )
     assert set(results) == {f"fcn{stride}s/{seed}" for stride in (32, 16, 8) for seed in (0, 1)}
@@ -330,7 +331,7 @@ def test_hypercolumn_stages_run_by_one_command(tmp_path: Path) -> None:
     """With another backbone than that of the experiments, which both stages must hear of."""
     results = run_sweep(
         tmp_path,
-        *["sweep=hypercolumn_sparse_dense", "model=hypercolumn_vgg11", "data.size=64", "data.squash=48"],
+        *["sweep=hypercolumn_sparse_dense", "model=hypercolumn_vgg11", "data.dataset.size=64", "data.squash=48"],
         *["model.net.hidden=8", "trainer.max_epochs=2"],
     )
     assert set(results) == {"hypercolumn_sparse/0", "hypercolumn_dense/0"}
@@ -342,7 +343,7 @@ def test_hypercolumn_stages_run_by_one_command(tmp_path: Path) -> None:
 def test_a_sweep_of_keys_takes_seeds_and_further_keys(tmp_path: Path) -> None:
     results = run_sweep(
         tmp_path,
-        *["sweep=dfp_table1", "seed=0,1", "data.size=64", "data.short_side=null", "data.crop_size=48"],
+        *["sweep=dfp_table1", "seed=0,1", "data.dataset.size=64", "data.short_side=null", "data.crop_size=48"],
         *["model.net.backbone=resnet18", "model.net.width=0.05", "trainer.max_epochs=1", "data.batch_size=2"],
         *["~callbacks.freeze_batch_norm"],
     )
@@ -356,7 +357,13 @@ def test_deconvnet_curriculum_runs_by_one_command(tmp_path: Path) -> None:
     """It makes its proposals, and the last stage changes the statistics of batch norm alone."""
     results = run_sweep(
         tmp_path,
-        *["sweep=deconvnet_curriculum", "data.size=96", "model.net.width=0.03", "data.squash=40", "data.crop_size=32"],
+        *[
+            "sweep=deconvnet_curriculum",
+            "data.dataset.size=96",
+            "model.net.width=0.03",
+            "data.squash=40",
+            "data.crop_size=32",
+        ],
         *["data.batch_size=2", "data.crops.val_crops=3", "trainer.max_steps=2", "trainer.accumulate_grad_batches=2"],
     )
     assert set(results) == {"deconvnet_stage1/0", "deconvnet_stage2/0", "deconvnet/0"}

@@ -26,6 +26,7 @@ from segmod.measure import ratio_of_rounds, spread
 from segmod.runs import cli, trial
 from segmod.runs import folders as runs
 from segmod.runs.environment import git_commit, hardware, versions
+from segmod.runs.instantiate import settle_classes
 from segmod.runs.keys import readable, shortened
 from segmod.runs.results import without_weights
 from segmod.runs.tables import reported
@@ -146,10 +147,9 @@ def main(cfg: DictConfig) -> tuple[Job, DictConfig]:
 
 
 def model_of(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved node ``model`` without weights and `_COSTLESS`."""
-    for name in _COSTLESS:
-        if name in cfg.model:
-            cfg.model[name] = None
+    """The resolved node ``model`` for the classes of the data, without weights and `_COSTLESS`."""
+    settle_classes(cfg)
+    cfg.model.update({name: None for name in _COSTLESS if name in cfg.model})
     resolved: Any = OmegaConf.to_container(cfg.model, resolve=True)
     model = {name: value for name, value in resolved.items() if name not in _COSTLESS}
     for name in ("channels_last", "compile"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segmod import viz
 from segmod.ground.errors import UserError
+from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.printing import print_table, short_path, write_csv
 from segmod.inference.submission import Submission
 from segmod.metrics import mean_iou, present_classes, summarise
@@ -44,12 +45,15 @@ def main(cfg: DictConfig) -> None:
     cfg.run_dir = str(directory)
 
     module, datamodule = run.module, run.datamodule
-    wants_submission = run.split == "test" if cfg.submission is None else bool(cfg.submission)
+    of_voc = run.classes == VOC_CLASSES
+    wants_submission = run.split == "test" and of_voc if cfg.submission is None else bool(cfg.submission)
     submission = None
     if wants_submission:
+        if not of_voc:
+            raise UserError(f"submission=true: the VOC server takes its own classes, not those of {run.legend.data}")
         if run.config.data.get("eval_squash"):
             raise UserError("submission=true needs pictures of the images' own size: set data.eval_squash=false")
-        submission = Submission(directory, run.split, int(run.config.data.get("year", 2012)))
+        submission = Submission(directory, run.split, getattr(datamodule.dataset, "year", 2012))
         if is_leader():
             submission.clear()
 
@@ -69,6 +73,7 @@ def main(cfg: DictConfig) -> None:
         run.stored_config(),
         **metrics_of(module, run.classes),
         present=present(module.confusion, run.classes),
+        data=run.legend.data,
         split=run.split,
         inference=inference_name(run),
         predictor=OmegaConf.to_container(run.config.inference, resolve=True),
@@ -120,7 +125,7 @@ def finish(submission: Submission, datamodule: SegmentationDataModule) -> None:
     for index, name in enumerate(dataset.names):
         height, width = dataset.read(index)[0].shape[:2]
         sizes[name] = (height, width)
-    submission.verify(sizes, datamodule.num_classes)
+    submission.verify(sizes, len(VOC_CLASSES))
     log.info("submission  %s", short_path(submission.pack()))
 
 

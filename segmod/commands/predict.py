@@ -129,7 +129,7 @@ def check_outputs(images: Sequence[Path], names: Sequence[str], output: Path) ->
 
 def write(output: Path, name: str, found: Prediction, probabilities: bool) -> None:
     """Write the results of one image."""
-    viz.save_palette_png(found.labels, result_path(output, "masks", name))
+    viz.save_palette_png(found.labels, result_path(output, "masks", name), found.legend.palette)
     viz.save_png(found.overlay(), result_path(output, "overlays", name))
     if probabilities:
         path = result_path(output, "probabilities", name)

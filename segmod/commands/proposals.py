@@ -12,11 +12,11 @@ import numpy as np
 from omegaconf import DictConfig, ListConfig
 
 from segmod import viz
-from segmod.data.base import SegmentationDataset
+from segmod.data.base import Split
 from segmod.data.instances import COMPONENTS, find_instances
-from segmod.data.making import Job, jobs_of, make_proposals, over_images
+from segmod.data.passes import Job, jobs_of, over_images
 from segmod.data.recall import COUNTS, average_recall, best_overlaps, recall_at
-from segmod.data.stored import StoredProposals
+from segmod.data.stored import StoredProposals, make_proposals
 from segmod.ground.errors import UserError
 from segmod.ground.files import replace_text
 from segmod.ground.printing import markdown, print_table, short_path, write_csv
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
         )
     datamodule = instantiate(cfg, "data")
     splits = split_names(cfg.split) or list(dict.fromkeys([datamodule.train_split, datamodule.val_split]))
-    datasets: list[Any] = [datamodule.dataset(split, datamodule.eval_transform) for split in splits]
+    datasets: list[Any] = [datamodule.split(split) for split in splits]
     jobs = jobs_of(datasets, cfg.limit)
 
     if isinstance(source, StoredProposals):
@@ -80,7 +80,7 @@ def split_names(given: Any) -> list[str]:
     return [str(name).strip() for name in names]
 
 
-def object_sources(datasets: Sequence[SegmentationDataset], min_pixels: int) -> str:
+def object_sources(datasets: Sequence[Split], min_pixels: int) -> str:
     """Where the true objects come from, in words."""
     sources = "; ".join(dict.fromkeys(dataset.object_source() for dataset in datasets))
     return sources.replace(COMPONENTS, f"{COMPONENTS} of at least {min_pixels} pixels")

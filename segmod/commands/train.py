@@ -19,7 +19,7 @@ from segmod.inference.dense import DensePredictor
 from segmod.runs import cli
 from segmod.runs.claim import claim, clear, own_run
 from segmod.runs.folders import Run, predecessor
-from segmod.runs.instantiate import instantiate
+from segmod.runs.instantiate import instantiate, settle_classes
 from segmod.runs.launch import is_leader, prepare_lightning
 from segmod.runs.records import metrics_of, record
 from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
@@ -47,9 +47,10 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def resolve(cfg: DictConfig) -> None:
-    """Replace the keys that only Hydra can resolve, and ``init_from`` by the checkpoint it names."""
+    """Replace the keys that only Hydra can resolve, ``init_from`` by the checkpoint it names; count the classes."""
     cfg.name = cfg.name
     cfg.run_dir = str(Path(cfg.run_dir).resolve())
+    settle_classes(cfg)
     if cfg.init_from is not None:
         path = predecessor(str(cfg.init_from), cfg, cli.overrides(), cli.choices())
         cfg.init_from = str(path.resolve())
@@ -93,7 +94,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trainer.strategy.barrier()
     if module.confusion is None:
         raise UserError(f"no image was validated: data.{cfg.data.get('val_split')} is empty or limit_val_batches is 0")
-    result: dict[str, Any] = metrics_of(module, datamodule.classes)
+    result: dict[str, Any] = metrics_of(module, images.legend.classes)
     if images.crops is not None:
         result["inference"] = "crops"
     if trainer.is_global_zero:
@@ -101,6 +102,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
             run.directory,
             cfg,
             **result,
+            data=images.legend.data,
             split=getattr(datamodule, "scored_on", cfg.data.get("val_split", "val")),
             images=validated_images(trainer, datamodule),
             checkpoint=which.name,

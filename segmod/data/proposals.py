@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmod.data.instances import find_instances
+from segmod.ground.boxes import clip
 from segmod.ground.errors import UserError, require, whole
 from segmod.ground.types import IGNORE_INDEX, FloatArray, UInt8Array
 
@@ -167,8 +168,7 @@ def tidy(boxes: NDArray[np.floating], height: int, width: int) -> FloatArray:
         width: of the image.
     """
     boxes = boxes.astype(np.float32)
-    boxes[:, 0:4:2] = boxes[:, 0:4:2].clip(0, width)
-    boxes[:, 1:4:2] = boxes[:, 1:4:2].clip(0, height)
+    boxes[:, :4] = clip(boxes[:, :4], height, width)
     boxes = boxes[(boxes[:, 2:4] - boxes[:, :2] >= 1).all(axis=1)]
     return boxes[np.argsort(-boxes[:, 4], kind="stable")]
 

@@ -32,7 +32,7 @@ def augmented_masks(voc: Path, sbd: Path, exclude: set[str]) -> dict[str, Path]:
     if not files:
         raise UserError(
             f"split {AUGMENTED_SPLIT} needs the masks of SBD: neither {png}/*.png nor {mat}/*.mat exist; "
-            "set data.sbd_root to where SBD is, or download it: "
+            "set data.dataset.sbd_root to where SBD is, or download it: "
             f"segmod-train data=voc_aug data.root={sbd.parent} data.download=true"
         )
     return {file.stem: file for file in files if file.stem not in exclude}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from segmod.data.passes import Job, over_images
 from segmod.ground.errors import UserError
 from segmod.ground.files import replace_text, replacing
 from segmod.ground.types import FloatArray, UInt8Array
@@ -78,6 +80,50 @@ class StoredProposals(ABC):
             raise UserError(
                 f"{path}: cannot store the proposals ({error.strerror}); set proposals.root to another folder"
             ) from error
+
+
+class Made(NamedTuple):
+    """What `make_proposals` did.
+
+    Attributes:
+        images: of the splits, each counted once.
+        found: of them, those whose boxes were not there yet.
+        boxes: of all images.
+        seconds: of CPU time spent on the found ones, by all workers together.
+    """
+
+    images: int
+    found: int
+    boxes: int
+    seconds: float
+
+
+def make_proposals(source: StoredProposals, jobs: Sequence[Job], workers: int | None = None) -> Made:
+    """Find and store the boxes of every image that has none yet, or none that fit it.
+
+    Stopped, it ends the images in work and leaves no file half-written; called again, it goes on.
+
+    Args:
+        source: of the boxes.
+        jobs: as `segmod.data.passes.jobs_of` returns them.
+        workers: images at a time; None for one a core.
+
+    Raises:
+        UserError: an image cannot be read, or the boxes not be stored; the others are done all the same.
+    """
+
+    def find(job: Job) -> tuple[int, float | None]:
+        split, index = job
+        name, image = split.names[index], split.read(index)[0]
+        stored = source.load(name, image)
+        if stored is not None:
+            return len(stored), None
+        started = time.thread_time()  # of this thread alone, and whatever else the machine does
+        return len(source(name, image)), time.thread_time() - started
+
+    results = list(over_images(find, jobs, "Finding proposals", workers))
+    seconds = [spent for _, spent in results if spent is not None]
+    return Made(len(jobs), len(seconds), sum(count for count, _ in results), sum(seconds))
 
 
 def _checksum(image: UInt8Array) -> int:

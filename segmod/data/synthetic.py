@@ -6,6 +6,7 @@ and the light vary, and a void border of one or two pixels surrounds each object
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -14,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segmod.data.base import SegmentationDataset, Transform
+from segmod.data.base import Dataset
 from segmod.data.silhouettes import LOOKS, Look
-from segmod.data.transforms import EvalTransform
+from segmod.ground.errors import require, whole
 from segmod.ground.palettes import VOC_CLASSES, VOC_PALETTE
 from segmod.ground.types import IGNORE_INDEX, FloatArray, UInt8Array
 
@@ -24,57 +25,77 @@ _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 _MAX_OBJECTS = 4
 
 
-class SyntheticScenes(SegmentationDataset):
-    """Scenes as a function of (scene seed, split, index).
+class SyntheticScenes(Dataset):
+    """Scenes as a function of (scene seed, split, index); any name of a split gives other scenes.
 
     Args:
-        split: name of the split; each name gives other scenes.
-        length: number of scenes.
-        transform: turns arrays into tensors.
-        size: (height, width) in pixels.
-        num_classes: 2..21, background included.
-        scene_seed: seed of the scenes.
-        seed: seed of the augmentation.
-        void_as_background: see `SegmentationDataset`.
+        size: side of the square scenes in pixels, at least 32; or (height, width).
+        train_images: scenes of a split whose name begins with ``train``.
+        val_images: scenes of every other split.
+        num_classes: 2..21, background included: the first ones of PASCAL VOC.
+        scene_seed: seed of the scenes, apart from that of a run so that runs with other seeds share their data.
+
+    Raises:
+        UserError: a value makes no sense.
     """
+
+    name = "Synthetic"
+    image_size: tuple[int, int]
 
     def __init__(
         self,
-        split: str,
-        length: int,
-        transform: Transform,
-        size: tuple[int, int] = (128, 128),
+        size: int | Sequence[int] = 128,
+        train_images: int = 512,
+        val_images: int = 64,
         num_classes: int = len(VOC_CLASSES),
         scene_seed: int = 0,
-        seed: int = 0,
-        void_as_background: bool = False,
     ) -> None:
-        super().__init__([f"{split}_{index:06d}" for index in range(length)], transform, seed, void_as_background)
-        self.size = size
-        self.num_classes = num_classes
-        self._entropy = (scene_seed, crc32(split.encode()))
+        sides = [size, size] if isinstance(size, int) else list(size)
+        require(
+            len(sides) == 2 and all(whole(side, 32) for side in sides),
+            f"data.dataset.size={size}: must be a whole number of at least 32 pixels, or two: [height, width]",
+        )
+        for key, count in (("train_images", train_images), ("val_images", val_images)):
+            require(whole(count, 1), f"data.dataset.{key}={count}: must be a whole number of at least 1")
+        require(
+            whole(num_classes, 2) and num_classes <= len(VOC_CLASSES),
+            f"data.dataset.num_classes={num_classes}: must be 2 to {len(VOC_CLASSES)}",
+        )
+        require(whole(scene_seed, 0), f"data.dataset.scene_seed={scene_seed}: must be a whole number of at least 0")
+        self.image_size = sides[0], sides[1]
+        self.classes = VOC_CLASSES[:num_classes]
+        self.train_images = train_images
+        self.val_images = val_images
+        self.scene_seed = scene_seed
 
-    def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
-        """Draw scene ``index``."""
-        image, mask, _ = self._draw(index)
+    def names(self, split: str) -> list[str]:
+        """Return the numbered scenes of a split."""
+        count = self.train_images if split.startswith("train") else self.val_images
+        return [f"{split}_{index:06d}" for index in range(count)]
+
+    def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
+        """Draw a scene."""
+        image, mask, _ = self._draw(split, name)
         return image, mask
 
-    def read_objects(self, index: int) -> UInt8Array:
-        """Return the objects of scene ``index``, the farthest first; one that others hide has no pixel."""
-        return self._draw(index)[2]
+    def read_objects(self, split: str, name: str) -> UInt8Array:
+        """Return the objects of a scene, the farthest first; one that others hide has no pixel."""
+        return self._draw(split, name)[2]
 
-    def object_source(self) -> str:
+    def object_source(self, split: str) -> str:
         """Return where the objects come from."""
         return "the scenes' own"
 
-    def _draw(self, index: int) -> tuple[UInt8Array, UInt8Array, UInt8Array]:
+    def _draw(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array, UInt8Array]:
         """Return image, mask and map of objects of a scene."""
-        rng = np.random.default_rng((*self._entropy, index))
-        image = _background(rng, self.size)
-        mask, objects = np.zeros((2, *self.size), dtype=np.uint8)
-        # The nearest object walks through the classes, so that any num_classes - 1 neighbouring scenes show them all.
-        nearest = 1 + index % (self.num_classes - 1)
-        others = rng.integers(1, self.num_classes, size=rng.integers(0, _MAX_OBJECTS))
+        index = int(name.rpartition("_")[2])
+        rng = np.random.default_rng((self.scene_seed, crc32(split.encode()), index))
+        image = _background(rng, self.image_size)
+        mask, objects = np.zeros((2, *self.image_size), dtype=np.uint8)
+        # The nearest object walks through the classes, so that any K - 1 neighbouring scenes show them all.
+        count = len(self.classes)
+        nearest = 1 + index % (count - 1)
+        others = rng.integers(1, count, size=rng.integers(0, _MAX_OBJECTS))
         for number, label in enumerate([*others.tolist(), nearest], start=1):
             _paint(rng, image, mask, objects, label, number)
         return _light(rng, image), mask, objects
@@ -178,13 +199,16 @@ def write_voc_tree(
     for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject", "ImageSets/Segmentation"):
         (voc / folder).mkdir(parents=True, exist_ok=True)
     names: dict[str, list[str]] = {}
-    for split, length in (("train", train), ("val", val)):
-        scenes = SyntheticScenes(split, length, EvalTransform(), size, num_classes)
-        names[split] = [f"{year}_{crc32(name.encode()) % 10**6:06d}" for name in scenes.names]
-        for index, name in enumerate(names[split]):
-            image, mask = scenes.read(index)
+    scenes = SyntheticScenes(size, train, val, num_classes)
+    for split in ("train", "val"):
+        names[split] = []
+        for scene in scenes.names(split):
+            name = f"{year}_{crc32(scene.encode()) % 10**6:06d}"
+            names[split].append(name)
+            image, mask = scenes.read(split, scene)
             Image.fromarray(image).save(voc / "JPEGImages" / f"{name}.jpg", quality=92)
-            for folder, labels in (("SegmentationClass", mask), ("SegmentationObject", scenes.read_objects(index))):
+            objects = scenes.read_objects(split, scene)
+            for folder, labels in (("SegmentationClass", mask), ("SegmentationObject", objects)):
                 png = Image.fromarray(labels, mode="P")
                 png.putpalette(VOC_PALETTE.tobytes())
                 png.save(voc / folder / f"{name}.png")

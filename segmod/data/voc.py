@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from segmod.data.base import SegmentationDataset, Transform
+from segmod.data.base import Dataset
 from segmod.data.instances import COMPONENTS
-from segmod.data.sbd import AUGMENTED_SPLIT, augmented_masks, read_mat
-from segmod.ground.errors import UserError
+from segmod.data.sbd import AUGMENTED_SPLIT, augmented_masks, download_sbd, read_mat
+from segmod.ground.errors import UserError, require
 from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.types import IGNORE_INDEX, UInt8Array
 
@@ -22,83 +24,72 @@ _TAIL_BYTES = 4096
 _DOWNLOAD_BYTES = 5 * 10**9  # archive and unpacked tree of 2012, the largest
 
 
-class VOCSegmentation(SegmentationDataset):
-    """Images and masks of one split of PASCAL VOC.
+class PascalVOC(Dataset):
+    """PASCAL VOC on disk.
 
-    Masks are palette indices 0..20, and 255 for void. A split without published masks (``test``) has masks of 255.
+    Masks are palette indices 0..20, and 255 for void. Splits are ``trainaug`` (VOC train and the images of SBD that are
+    not in VOC val), and the lists in ``ImageSets/Segmentation``: ``train``, ``val``, ``trainval``, ``test``, or one of
+    your own. A split without published masks (``test``) has masks of 255.
 
     Args:
         root: folder that holds ``VOCdevkit``, or ``VOCdevkit`` itself, or the folder of the year.
-        split: ``trainaug`` (VOC train and the images of SBD that are not in VOC val), or the name of a list in
-            ``ImageSets/Segmentation``: ``train``, ``val``, ``trainval``, ``test``, or one of your own.
-        transform: turns arrays into tensors.
         year: 2007..2012.
-        sbd_root: folder of SBD (``cls``, ``img``); by default ``sbd`` in ``root``. Only ``trainaug`` reads it.
-        seed: seed of the augmentation.
-        void_as_background: see `SegmentationDataset`.
+        sbd_root: folder of SBD (``cls``, ``img``); None for ``sbd`` in ``root``. Only ``trainaug`` needs it.
 
     Raises:
-        UserError: the folder of the year, the list of the split or the masks of SBD are missing.
+        UserError: there is no such year.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        transform: Transform,
-        year: int = 2012,
-        sbd_root: str | Path | None = None,
-        seed: int = 0,
-        void_as_background: bool = False,
-    ) -> None:
-        root = Path(root)
-        sbd = Path(sbd_root) if sbd_root else root / "sbd"
-        voc = _folder_of(root, year)
-        names = _ids(root, voc, year, "train" if split == AUGMENTED_SPLIT else split)
-        masks = {name: voc / "SegmentationClass" / f"{name}.png" for name in names}
-        if split == AUGMENTED_SPLIT:
-            masks.update(augmented_masks(voc, sbd, exclude={*names, *_ids(root, voc, year, "val")}))
-        super().__init__(list(masks), transform, seed, void_as_background)
-        self.files = [(_image_file(voc, sbd, name), mask) for name, mask in masks.items()]
-        self._objects = voc / "SegmentationObject", sbd / "inst"
-        self._masks_optional = split == "test"
+    classes = VOC_CLASSES
 
-    def read(self, index: int) -> tuple[UInt8Array, UInt8Array]:
+    def __init__(self, root: str | Path, year: int = 2012, sbd_root: str | Path | None = None) -> None:
+        require(
+            year in YEARS,
+            f"data.dataset.year={year}: PASCAL VOC segmentation has the years {YEARS[0]} to {YEARS[-1]}",
+        )
+        self.name = f"VOC{year}"
+        self.root = Path(root).expanduser()
+        self.year = year
+        self.sbd_root = Path(sbd_root).expanduser() if sbd_root else self.root / "sbd"
+        self._masks: dict[str, dict[str, Path]] = {}  # file by name, of the splits asked for
+
+    def names(self, split: str) -> list[str]:
+        """Return the ids of a split.
+
+        Raises:
+            UserError: the folder of the year, the list of the split or the masks of SBD are missing.
+        """
+        return list(self._mask_files(split))
+
+    def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
         """Read one image and mask.
 
         Raises:
-            UserError: a file is missing or corrupt, the sizes differ, or the mask holds labels that do not exist.
+            UserError: a file is missing or corrupt.
         """
-        image_file, mask_file = self.files[index]
+        image_file, mask_file = self.files(split, name)
         image = read_image(image_file)
-        if self._masks_optional and not mask_file.exists():
+        if split == "test" and not mask_file.exists():
             return image, np.full(image.shape[:2], IGNORE_INDEX, dtype=np.uint8)
-        mask = read_mat(mask_file) if mask_file.suffix == ".mat" else read_mask(mask_file)
-        if mask.shape != image.shape[:2]:
-            raise UserError(
-                f"{mask_file}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels but its image {image_file} is "
-                f"{image.shape[1]}x{image.shape[0]}; replace one of them or take the id off the split's list"
-            )
-        # In uint8 255 + 1 wraps to 0, so one maximum finds every label that is neither a class nor void.
-        if int((mask + np.uint8(1)).max()) > len(VOC_CLASSES):
-            wrong = sorted({int(label) for label in np.unique(mask)} - {*range(len(VOC_CLASSES)), IGNORE_INDEX})
-            raise UserError(
-                f"{mask_file}: labels {wrong} are outside 0..{len(VOC_CLASSES) - 1} and {IGNORE_INDEX}; "
-                "store class indices, not colours or other classes"
-            )
-        return image, mask
+        return image, read_mat(mask_file) if mask_file.suffix == ".mat" else read_mask(mask_file)
 
-    def read_objects(self, index: int) -> UInt8Array | None:
+    def files(self, split: str, name: str) -> tuple[Path, Path]:
+        """Return the files of image and mask; SBD brings copies of images for who has a smaller VOC."""
+        file = self._folder / "JPEGImages" / f"{name}.jpg"
+        copy = self.sbd_root / "img" / f"{name}.jpg"
+        return file if file.exists() or not copy.exists() else copy, self._mask_files(split)[name]
+
+    def read_objects(self, split: str, name: str) -> UInt8Array | None:
         """Read the objects of one image: VOC's ``SegmentationObject``, else ``inst`` of SBD, else None.
 
         Raises:
             UserError: the file is corrupt, or its size is not the image's.
         """
-        file = self._object_file(index)
+        file = self._object_file(name)
         if file is None:
             return None
         objects = read_mat(file, "GTinst") if file.suffix == ".mat" else read_mask(file)
-        image_file = self.files[index][0]
+        image_file = self.files(split, name)[0]
         try:
             with Image.open(image_file) as image:  # reads the header alone
                 width, height = image.size
@@ -111,17 +102,53 @@ class VOCSegmentation(SegmentationDataset):
             )
         return objects
 
-    def object_source(self) -> str:
+    def object_source(self, split: str) -> str:
         """Return where the objects come from and, where that is mixed, for how many images."""
-        found = [self._object_file(index) for index in range(len(self))]
+        found = [self._object_file(name) for name in self.names(split)]
         counts = Counter(COMPONENTS if file is None else f"{file.parent.name}/*{file.suffix}" for file in found)
         if len(counts) == 1:
             return next(iter(counts))
         return ", ".join(f"{source} ({count} images)" for source, count in counts.most_common())
 
-    def _object_file(self, index: int) -> Path | None:
-        voc, sbd = self._objects
-        files = voc / f"{self.names[index]}.png", sbd / f"{self.names[index]}.mat"
+    def download(self, splits: Sequence[str]) -> None:
+        """Fetch what is missing: the year's trainval archive, and SBD for ``trainaug``.
+
+        Raises:
+            UserError: the download failed or the disk is too full.
+        """
+        download_voc(self.root, self.year)
+        if AUGMENTED_SPLIT in splits:
+            download_sbd(self.sbd_root)
+
+    @cached_property
+    def _folder(self) -> Path:
+        """Folder of the year."""
+        return _folder_of(self.root, self.year)
+
+    def _mask_files(self, split: str) -> dict[str, Path]:
+        """Return the mask of each image of a split, in the order of its list."""
+        if split not in self._masks:
+            names = self._ids("train" if split == AUGMENTED_SPLIT else split)
+            masks = {name: self._folder / "SegmentationClass" / f"{name}.png" for name in names}
+            if split == AUGMENTED_SPLIT:
+                masks |= augmented_masks(self._folder, self.sbd_root, exclude={*names, *self._ids("val")})
+            self._masks[split] = masks
+        return self._masks[split]
+
+    def _ids(self, split: str) -> list[str]:
+        """Return the ids on a list."""
+        file = self._folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+        if not file.is_file():
+            lists = ", ".join(sorted(found.stem for found in file.parent.glob("*.txt")))
+            remedy = f"choose one of {lists}, or put the list there" if lists else _remedy(self.root, self.year)
+            raise UserError(f"{file}: no such list for split {split}; {remedy}")
+        names = file.read_text().split()
+        if not names:
+            raise UserError(f"{file}: the list is empty; {_remedy(self.root, self.year)}")
+        return names
+
+    def _object_file(self, name: str) -> Path | None:
+        files = self._folder / "SegmentationObject" / f"{name}.png", self.sbd_root / "inst" / f"{name}.mat"
         return next((file for file in files if file.is_file()), None)
 
 
@@ -164,13 +191,6 @@ def read_mask(file: Path) -> UInt8Array:
 _CHECK = "`segmod-train data.verify=true` with your other options lists all bad files"
 
 
-def _image_file(voc: Path, sbd: Path, name: str) -> Path:
-    """Return the file of an image; SBD brings copies for who has a smaller VOC."""
-    file = voc / "JPEGImages" / f"{name}.jpg"
-    copy = sbd / "img" / f"{name}.jpg"
-    return copy if copy.exists() and not file.exists() else file
-
-
 def _candidates(root: Path, year: int) -> tuple[Path, ...]:
     """Return where the folder of a year may be; the 2011 archive wraps one more folder round it."""
     folder = f"VOC{year}"
@@ -178,8 +198,6 @@ def _candidates(root: Path, year: int) -> tuple[Path, ...]:
 
 
 def _folder_of(root: Path, year: int) -> Path:
-    if year not in YEARS:
-        raise UserError(f"data.year={year}: PASCAL VOC segmentation has the years {YEARS[0]} to {YEARS[-1]}")
     for folder in _candidates(root, year):
         if folder.is_dir():
             return folder
@@ -188,21 +206,8 @@ def _folder_of(root: Path, year: int) -> Path:
     raise UserError(f"{_candidates(root, year)[0]}: no such folder; {_remedy(root, year)}")
 
 
-def _ids(root: Path, voc: Path, year: int, split: str) -> list[str]:
-    """Return the ids on the list of a split."""
-    file = voc / "ImageSets" / "Segmentation" / f"{split}.txt"
-    if not file.is_file():
-        lists = ", ".join(sorted(found.stem for found in file.parent.glob("*.txt")))
-        remedy = f"choose one of {lists}, or put the list there" if lists else _remedy(root, year)
-        raise UserError(f"{file}: no such list for split {split}; {remedy}")
-    names = file.read_text().split()
-    if not names:
-        raise UserError(f"{file}: the list is empty; {_remedy(root, year)}")
-    return names
-
-
 def _remedy(root: Path, year: int) -> str:
-    wanted = "" if year == YEARS[-1] else f" data.year={year}"
+    wanted = "" if year == YEARS[-1] else f" data.dataset.year={year}"
     command = f"segmod-train data=voc data.root={root}{wanted} data.download=true"
     return f"set data.root to where VOC is, or download it: {command}"
 

@@ -1,6 +1,8 @@
-"""The classes of PASCAL VOC and the colours that labels wear."""
+"""What labels are called and the colours they wear; those of PASCAL VOC."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,3 +26,26 @@ def _voc_palette() -> NDArray[np.uint8]:
 
 VOC_PALETTE: NDArray[np.uint8] = _voc_palette()
 """uint8 (256, 3), as in VOC's own development kit; entry 255, void, is (224, 224, 192)."""
+
+
+class Legend(NamedTuple):
+    """What the labels of a data set mean.
+
+    Attributes:
+        data: name of the data set, such as ``VOC2012``.
+        classes: names of the classes in the order of their labels.
+        palette: uint8 (256, 3), the colours of the labels, RGB.
+    """
+
+    data: str
+    classes: tuple[str, ...]
+    palette: NDArray[np.uint8] = VOC_PALETTE
+
+    def as_plain(self) -> dict[str, Any]:
+        """Lists and strings alone, which a checkpoint may hold."""
+        return {"data": self.data, "classes": list(self.classes), "palette": self.palette.tolist()}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Self:
+        """What `as_plain` gave."""
+        return cls(plain["data"], tuple(plain["classes"]), np.array(plain["palette"], dtype=np.uint8))

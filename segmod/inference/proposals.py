@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segmod.ground.boxes import Int32Array, clip, enlarge
 from segmod.ground.errors import UserError
 from segmod.ground.types import IGNORE_INDEX, Batch, ProposalSource, picture_of
 from segmod.nets.ops import resize
@@ -116,7 +117,7 @@ class ProposalPredictor:
             done = count
             yield count, probabilities
 
-    def select(self, proposals: NDArray[np.float32], height: int, width: int) -> NDArray[np.int64]:
+    def select(self, proposals: NDArray[np.float32], height: int, width: int) -> Int32Array:
         """Choose and enlarge the boxes to score.
 
         Args:
@@ -129,20 +130,14 @@ class ProposalPredictor:
         """
         proposals = proposals[np.isfinite(proposals).all(1)]
         proposals = proposals[np.argsort(-proposals[:, 4], kind="stable")].astype(np.float64)
-        ends = np.array([width, height])
-        low, high = proposals[:, :2].clip(0, ends), proposals[:, 2:4].clip(0, ends)
-        inside = (high > low).all(1)
-        low, high = low[inside], high[inside]
-        sides = self.extend * (high - low)
-        if self.square:
-            sides = sides.max(1, keepdims=True)
-        first = np.floor((low + high - sides) / 2 + 0.5)
-        last = np.maximum(np.floor((low + high + sides) / 2 + 0.5), first + 1)
-        large = (last - first).min(1) >= self.min_side
-        chosen: NDArray[np.int64] = np.concatenate([first, last], axis=1)[large][: self.max_proposals].astype(np.int64)
-        return chosen
+        boxes = clip(proposals[:, :4], height, width)
+        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+        chosen = enlarge(boxes, self.extend, self.square)
+        large = (chosen[:, 2:] - chosen[:, :2]).min(1) >= self.min_side
+        best: Int32Array = chosen[large][: self.max_proposals]
+        return best
 
-    def _boxes(self, batch: Batch) -> list[NDArray[np.int64]]:
+    def _boxes(self, batch: Batch) -> list[Int32Array]:
         """The boxes of each image; warns once if an image has none."""
         found = []
         for image, mask, name in zip(batch["image"], batch["mask"], batch["name"], strict=True):
@@ -163,7 +158,7 @@ class ProposalPredictor:
         classes = int(net.num_classes)  # type: ignore[arg-type]
         return image.new_zeros(len(image), classes, *image.shape[-2:], dtype=torch.float32)
 
-    def _add(self, net: nn.Module, image: Tensor, canvas: Tensor, boxes: NDArray[np.int64]) -> None:
+    def _add(self, net: nn.Module, image: Tensor, canvas: Tensor, boxes: Int32Array) -> None:
         """Put the scores of boxes on the canvas (K, H, W) of an image (3, H, W), in place."""
         if not len(boxes):
             return
@@ -203,5 +198,5 @@ def probabilities_of(scores: Tensor) -> Tensor:
     return scores.softmax(1)
 
 
-def _areas(boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _areas(boxes: Int32Array) -> Int32Array:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

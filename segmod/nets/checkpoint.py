@@ -6,12 +6,13 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
+from segmod.ground.palettes import Legend
 
 
 class Transfer(NamedTuple):
@@ -68,17 +69,7 @@ def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
     Raises:
         UserError: The file is missing, broken, or holds something else.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"{what} {path} does not exist: check the path")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{what} {path} cannot be read as weights, it may be cut short: give another file ({reason})"
-        ) from error
-    prefix = ""
+    content, prefix = _load(path, what), ""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content, prefix = content["state_dict"], "net."
     if not isinstance(content, Mapping):
@@ -92,10 +83,36 @@ def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
     }
 
 
+def read_legend(path: str | Path) -> Legend | None:
+    """What the labels mean, as a checkpoint of a run says; None where it does not, as a plain state dict.
+
+    Raises:
+        UserError: As `read_weights`.
+    """
+    content = _load(path, "checkpoint")
+    plain = content.get("legend") if isinstance(content, Mapping) else None
+    return None if plain is None else Legend.from_plain(plain)
+
+
+def _load(path: str | Path, what: str) -> Any:
+    """The content of a file of weights, on the CPU."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{what} {path} does not exist: check the path")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{what} {path} cannot be read as weights, it may be cut short: give another file ({reason})"
+        ) from error
+
+
 def _mismatch(path: str | Path, name: str, given: Tensor, own: Tensor, num_classes: int | None) -> str:
     message = f"checkpoint {path} has {tuple(given.shape)} for '{name}', this net needs {tuple(own.shape)}"
     if given.dim() and own.dim() and own.shape[0] == num_classes and given.shape[1:] == own.shape[1:]:
-        return f"{message}: it was trained with {given.shape[0]} classes, set data.num_classes={given.shape[0]}"
+        classes = f"it was trained with {given.shape[0]} classes, this data has {num_classes}"
+        return f"{message}: {classes}: give the data it was trained on"
     return f"{message}: give one of the same kind of model"
 
 

@@ -46,6 +46,8 @@ def entry(name: str) -> Callable[[], None]:
 
     def main() -> None:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # where data, nets and losses of one's own lie
         register_resolvers()
         if not is_leader():
             sys.argv.append("hydra/job_logging=none")
@@ -235,7 +237,7 @@ def _suggest(key: str, config_name: str) -> str:
         return "--cfg job prints the keys there are"
     keys = _keys(OmegaConf.to_container(cfg))
     last = {k.rpartition(".")[2]: k for k in reversed(keys)}
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    close = [last[wrong]] if wrong in last else difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
     close += [last[k] for k in difflib.get_close_matches(wrong, last, n=1, cutoff=0.7)]
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}--cfg job prints the keys there are, +{key}=... adds one"

@@ -55,6 +55,16 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
         raise
 
 
+def settle_classes(cfg: DictConfig) -> None:
+    """Give the net as many classes as the data set has: ``model.net.num_classes``, which no yaml says.
+
+    Raises:
+        UserError: As `instantiate`, of ``data.dataset``.
+    """
+    classes = instantiate(cfg, "data.dataset").legend.classes
+    OmegaConf.update(cfg, "model.net.num_classes", len(classes), force_add=True)
+
+
 def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
     """Check a resolved node and all nodes below it against the signatures of their targets.
 

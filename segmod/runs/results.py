@@ -76,7 +76,6 @@ def read_score(path: Path) -> Score:
     evaluation = path.parent.name if path.parent.parent.name == "evaluation" else ""
     directory = path.parents[2] if evaluation else path.parent
     cfg = runs.Run(directory).config()
-    data = cfg.data._target_.rpartition(".")[2].removesuffix("DataModule") + str(cfg.data.get("year", ""))
     split = contents["split"]
     values = {key: value for key, value in contents.items() if isinstance(value, (int, float))}
     values |= {f"iou/{name}": value for name, value in contents["iou"].items()}
@@ -90,7 +89,7 @@ def read_score(path: Path) -> Score:
         settings=f"/{folder}/".rpartition(f"/{name}/")[2].strip("/"),
         evaluation=evaluation,
         inference=str(contents.get("inference") or cfg.inference._target_.split(".")[-2]),
-        data=data,
+        data=str(contents["data"]),
         split=split,
         images=contents.get("images"),
         values={key: float(value) for key, value in values.items() if value is not None},

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-    from segmod.data.base import SegmentationDataset
+    from segmod.data.base import Split
+    from segmod.ground.palettes import Legend
     from segmod.ground.types import Batch, FloatArray, Predictor, UInt8Array
     from segmod.inference.ensemble import TrainedPredictor
     from segmod.training.datamodule import SegmentationDataModule
@@ -186,15 +187,22 @@ class TrainedRun:
         datamodule: SegmentationDataModule = self._build("data")
         return datamodule
 
+    @cached_property
+    def legend(self) -> Legend:
+        """Names and colours of the labels, which the checkpoint keeps: the data need not be there."""
+        from segmod.nets.checkpoint import read_legend
+
+        return read_legend(self.checkpoint) or self.datamodule.legend
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in the order of their labels."""
-        return self.datamodule.classes
+        return self.legend.classes
 
     @cached_property
-    def dataset(self) -> SegmentationDataset:
+    def dataset(self) -> Split:
         """Images of the split with their truth, whole, not augmented."""
-        return self.datamodule.dataset(self.split, self.datamodule.eval_transform)
+        return self.datamodule.split(self.split)
 
     def _build(self, key: str, config: DictConfig | None = None, **given: Any) -> Any:
         try:
@@ -276,7 +284,7 @@ class TrainedRun:
         batch: Batch = {"image": seen, "mask": mask, "name": [""], "index": torch.zeros(1, dtype=torch.int64)}
         scores = resize(self.scores(batch), (height, width))
         labels = labels_of(scores)[0].to(torch.uint8)
-        return Prediction(picture, labels.numpy(), scores[0].numpy())
+        return Prediction(picture, labels.numpy(), scores[0].numpy(), self.legend)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,17 +295,19 @@ class Prediction:
         image: uint8 (H, W, 3), RGB.
         labels: uint8 (H, W), the most probable class of each pixel.
         probabilities: float32 (K, H, W).
+        legend: Names and colours of the labels.
     """
 
     image: UInt8Array
     labels: UInt8Array
     probabilities: FloatArray
+    legend: Legend
 
     def overlay(self) -> UInt8Array:
         """The labels' colours over the image, uint8 (H, W, 3) RGB."""
         from segmod import viz
 
-        return viz.overlay(self.image, self.labels)
+        return viz.overlay(self.image, self.labels, self.legend.palette)
 
     def _repr_png_(self) -> bytes:
         """The overlay, as a notebook shows it."""

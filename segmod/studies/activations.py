@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from segmod import figures
-from segmod.data.crops import cut, enlarge
+from segmod.data.crops import cut
 from segmod.data.instances import find_instances
+from segmod.ground.boxes import enlarge
 from segmod.ground.errors import UserError
 from segmod.studies.base import Row, Runs, at_least, first_images, only_run, shown
 

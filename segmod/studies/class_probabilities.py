@@ -52,7 +52,7 @@ class ClassProbabilities:
             for index in shown(indices, f"Scoring {name}"):
                 batch = run.batch(index)
                 truth = batch["mask"][0].cpu().numpy()
-                tiles = [picture_of(batch["image"][0]), viz.colour_mask(truth)]
+                tiles = [picture_of(batch["image"][0]), viz.colour_mask(truth, run.legend.palette)]
                 inside, outside = truth == label, (truth != label) & (truth < len(run.classes))
                 for system, scored in runs.items():
                     found = scored.scores(batch)[0, label].numpy()

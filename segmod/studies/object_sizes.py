@@ -100,7 +100,8 @@ class ObjectSizes:
             batch = run.batch(case.index)
             image = picture_of(batch["image"][0])
             predictions = [labels(scored.scores(batch)[0]) for scored in runs.values()]
-            truth = viz.colour_mask(batch["mask"][0])
-            rows.append([image, truth, *(viz.overlay(image, prediction) for prediction in predictions)])
+            palette = run.legend.palette
+            truth = viz.colour_mask(batch["mask"][0], palette)
+            rows.append([image, truth, *(viz.overlay(image, prediction, palette) for prediction in predictions)])
             names.append(f"{run.classes[case.label]}, {100 * case.share:.1f} %")
         figures.page(rows, path, ["image", "truth", *runs], names, side=2.6)

@@ -54,12 +54,12 @@ class ProposalCount:
             batch = run.batch(index)
             truth = batch["mask"].cpu()
             image = picture_of(batch["image"][0])
-            tiles = [image, viz.colour_mask(truth[0])]
+            tiles = [image, viz.colour_mask(truth[0], run.legend.palette)]
             with torch.inference_mode():
                 for count, probabilities in predictor.progressive(run.net, batch, self.counts):
                     found = labels(probabilities[0].cpu())
                     metrics[count].update(torch.from_numpy(found.astype(np.int64))[None], truth)
-                    tiles.append(viz.overlay(image, found))
+                    tiles.append(viz.overlay(image, found, run.legend.palette))
             if position < self.pictures:
                 rows.append(tiles)
         figures.page(rows, directory / "steps.png", ["image", "truth", *(f"{count}" for count in self.counts)])

@@ -169,7 +169,8 @@ def draw(runs: Runs, images: Sequence[int], folder: Path, softmax: bool) -> None
                 for position, label in enumerate(order):
                     grey = np.rint(255 * maps[label]).astype(np.uint8)
                     viz.save_png(np.repeat(grey[..., None], 3, 2), folder / title / f"{number}_{position}.png")
-                first: list[figures.Tile] = [picture_of(batch["image"][0]), viz.colour_mask(batch["mask"][0])]
+                truth = viz.colour_mask(batch["mask"][0], run.legend.palette)
+                first: list[figures.Tile] = [picture_of(batch["image"][0]), truth]
                 rows.append([*(first if not rows else [None, None]), *(maps[label] for label in order)])
                 labels.append(title)
         classes = first_of(runs).classes

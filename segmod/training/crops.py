@@ -10,8 +10,7 @@ import numpy as np
 import rich.progress
 import torch
 
-from segmod.data.boxes import Boxes, BoxFinder
-from segmod.data.crops import BoxCrops, CropOrder
+from segmod.data.crops import BoxCrops, Boxes, BoxFinder, CropOrder
 from segmod.data.order import EvaluationOrder, ResumableLoader, prepare_worker
 from segmod.data.transforms import EvalTransform
 from segmod.ground.errors import require, whole
@@ -86,8 +85,7 @@ class BoxCropDataModule(L.LightningDataModule):
         self.proposals = proposals
         self.min_iou = min_iou
         self.include_objects = include_objects
-        self.num_classes = images.num_classes
-        self.classes = images.classes
+        self.legend = images.legend
         self._found: dict[str, Boxes] = {}
         self.train_dataset: BoxCrops | None = None
         self.val_dataset: BoxCrops | None = None
@@ -148,7 +146,7 @@ class BoxCropDataModule(L.LightningDataModule):
 
     def _crops(self, split: str, boxes: Boxes, transform: Any) -> BoxCrops:
         return BoxCrops(
-            self.images.dataset(split, transform),
+            self.images.split(split, transform),
             boxes,
             transform,
             self.images.seed,
@@ -162,7 +160,7 @@ class BoxCropDataModule(L.LightningDataModule):
         """Find the boxes of a split, once, with a progress bar."""
         if split in self._found:
             return self._found[split]
-        images = self.images.dataset(split, self.images.eval_transform)
+        images = self.images.split(split)
         finder = BoxFinder(images, self.proposals, self.min_iou, self.include_objects, self.min_side or 0)
         loader: Any = ResumableLoader(
             finder,

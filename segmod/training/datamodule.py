@@ -1,32 +1,32 @@
-"""What every Lightning datamodule of images and masks shares: splits, loaders and their order."""
+"""The Lightning datamodule of images and masks: splits of a data set, loaders and their order."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from lightning import LightningDataModule
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset as AnySamples
 
-from segmod.data.base import SegmentationDataset, Transform
+from segmod.data.base import Dataset, Split, Transform
 from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, cores, prepare_worker
-from segmod.data.transforms import EvalTransform, TrainTransform
+from segmod.data.passes import verify as verify_images
+from segmod.data.transforms import EvalTransform, TrainTransform, scale_range
 from segmod.ground.errors import require, whole
-from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.types import Sample
 
 _MAX_WORKERS = 4
 
 
 class SegmentationDataModule(LightningDataModule):
-    """Loaders for one dataset; a subclass gives `dataset`.
+    """Loaders for one data set.
 
     Training batches have one size. Evaluation images keep their own size, one a batch, unless ``eval_squash``.
 
     Args:
-        num_classes: number of classes, background included.
+        dataset: the data set, which brings its classes and colours.
         train_split: name of the split trained on.
         val_split: name of the split validated on.
         batch_size: training images a step of the whole job; divided by the number of processes.
@@ -42,18 +42,23 @@ class SegmentationDataModule(LightningDataModule):
         void_as_background: train and evaluate void pixels as background.
         crops: makes of this the datamodule that a run trains on, such as `BoxCropDataModule`; None for this itself.
             Evaluation is of whole images all the same.
+        download: fetch what is missing, where the data set knows how.
+        verify: read every image of both splits before training.
+        root: folder of the data, which configs hand on to the data set as ``${data.root}``; not used here.
+
+    Raises:
+        UserError: a value makes no sense.
     """
 
     # A rank may be left without images when there are more ranks than images.
     allow_zero_length_dataloader_with_multiple_devices = True
-    one_size = False  # whether all images of the dataset have the same size
 
     def __init__(
         self,
-        num_classes: int,
-        train_split: str,
-        val_split: str,
-        batch_size: int,
+        dataset: Dataset,
+        train_split: str = "train",
+        val_split: str = "val",
+        batch_size: int = 1,
         seed: int = 0,
         num_workers: int | None = None,
         crop_size: int | None = None,
@@ -65,6 +70,9 @@ class SegmentationDataModule(LightningDataModule):
         pad: str = "mean",
         void_as_background: bool = False,
         crops: Callable[[SegmentationDataModule], LightningDataModule] | None = None,
+        download: bool = False,
+        verify: bool = False,
+        root: str | Path | None = None,
     ) -> None:
         super().__init__()
         require(whole(batch_size, 1), f"data.batch_size={batch_size}: must be a whole number of at least 1")
@@ -72,10 +80,17 @@ class SegmentationDataModule(LightningDataModule):
         require(whole(seed, 0), f"data.seed={seed}: must be a whole number of at least 0")
         require(not eval_squash or squash is not None, "data.eval_squash=true: set data.squash to the size as well")
         self.train_transform = TrainTransform(crop_size, scale, short_side, squash, hflip, pad)
-        self._one_size = self.train_transform.gives_one_size(self.one_size)
+        size = dataset.image_size
+        self._one_size = self.train_transform.gives_one_size(size is not None)
+        if size is not None and crop_size and not squash and not short_side:
+            require(
+                crop_size <= max(size) * scale_range(scale)[1],
+                f"data.crop_size={crop_size}: larger than any image of {dataset.name}, {size[1]}x{size[0]} pixels "
+                "times data.scale; lower it",
+            )
         self.eval_transform = EvalTransform(squash if eval_squash else None)
-        self.num_classes = num_classes
-        self.classes: tuple[str, ...] = VOC_CLASSES[:num_classes]
+        self.dataset = dataset
+        self.legend = dataset.legend
         self.train_split = train_split
         self.val_split = val_split
         self.batch_size = batch_size
@@ -85,16 +100,26 @@ class SegmentationDataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.void_as_background = void_as_background
-        self.train_dataset: SegmentationDataset | None = None
-        self.val_dataset: SegmentationDataset | None = None
+        self.download = download
+        self.verify = verify
+        self.train_dataset: Split | None = None
+        self.val_dataset: Split | None = None
 
     def for_training(self) -> LightningDataModule:
         """Return the datamodule that a run trains on and validates on: crops of this one's images, or this one."""
         return self if self.crops is None else self.crops(self)
 
-    @abstractmethod
-    def dataset(self, split: str, transform: Transform) -> SegmentationDataset:
-        """Return the images of a split."""
+    def split(self, name: str, transform: Transform | None = None) -> Split:
+        """Return the images of a split; without a transform whole, as they are validated on."""
+        return Split(self.dataset, name, transform or self.eval_transform, self.seed, self.void_as_background)
+
+    def prepare_data(self) -> None:
+        """Download and verify, in one process."""
+        splits = list(dict.fromkeys((self.train_split, self.val_split)))
+        if self.download:
+            self.dataset.download(splits)
+        if self.verify:
+            verify_images([self.split(name) for name in splits])
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that a stage (``fit``, ``validate``; None for all) needs.
@@ -103,14 +128,14 @@ class SegmentationDataModule(LightningDataModule):
             UserError: the training set is smaller than a batch.
         """
         if stage in (None, "fit") and self.train_dataset is None:
-            self.train_dataset = self.dataset(self.train_split, self.train_transform)
+            self.train_dataset = self.split(self.train_split, self.train_transform)
             size = len(self.train_dataset)
             require(
                 size >= self.batch_size,
                 f"data.batch_size={self.batch_size}: split {self.train_split} has only {size} images; lower it",
             )
         if self.val_dataset is None:
-            self.val_dataset = self.dataset(self.val_split, self.eval_transform)
+            self.val_dataset = self.split(self.val_split)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of augmented batches, in an order that depends on (seed, epoch) alone.
@@ -139,18 +164,18 @@ class SegmentationDataModule(LightningDataModule):
         return self.loader(self.val_dataset, EvaluationOrder(len(self.val_dataset), *self.place()), 1)
 
     def loader(
-        self, dataset: Dataset[Sample], order: TrainingOrder | EvaluationOrder, batch_size: int
+        self, samples: AnySamples[Sample], order: TrainingOrder | EvaluationOrder, batch_size: int
     ) -> ResumableLoader:
         """Return a loader of any samples, set up as those of this datamodule are.
 
         Args:
-            dataset: the samples.
+            samples: what is loaded.
             order: their order.
             batch_size: samples a batch of this process.
         """
         workers = self.workers()
         return ResumableLoader(
-            dataset,
+            samples,
             batch_size=batch_size,
             sampler=order,
             drop_last=isinstance(order, TrainingOrder),

@@ -109,6 +109,12 @@ class SegmentationModule(L.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the labels mean, so that the net can be used where its data are not."""
+        legend = getattr(getattr(self.trainer, "datamodule", None), "legend", None)
+        if legend is not None:
+            checkpoint["legend"] = legend.as_plain()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; a loss that is not finite stops the run before it spoils the weights.
 

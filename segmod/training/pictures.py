@@ -71,8 +71,8 @@ class PredictionPictures(L.Callback):
         if trainer.sanity_checking:
             return
         for example in examples(trainer, outputs, batch, self.count):
-            classes = trainer.datamodule.classes  # type: ignore[attr-defined]
-            picture = viz.panel(example.image, example.truth, example.prediction, classes)
+            _, classes, palette = trainer.datamodule.legend  # type: ignore[attr-defined]
+            picture = viz.panel(example.image, example.truth, example.prediction, classes, palette)
             viz.save_png(picture, self.directory / f"{example.index:03d}_{Path(example.name).name}.png")
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):

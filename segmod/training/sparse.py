@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from segmod.data.order import ResumableLoader, TrainingOrder, prepare_worker
 from segmod.ground.errors import UserError
 from segmod.ground.files import replacing
+from segmod.ground.palettes import Legend
 from segmod.ground.types import IGNORE_INDEX, Batch, Sample
 from segmod.training.module import SegmentationModule
 
@@ -151,8 +152,7 @@ class PointsDataModule(L.LightningDataModule):
         super().__init__()
         self.images = images
         self.module = module
-        self.num_classes: int = images.num_classes
-        self.classes: tuple[str, ...] = images.classes
+        self.legend: Legend = images.legend
 
     def prepare_data(self) -> None:
         """Prepare the images."""

@@ -57,7 +57,7 @@ class WandbPanels(L.Callback):
             attempt(lambda: logger.log_metrics(self._panels(trainer, pl_module), step))
 
     def _panels(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        classes: tuple[str, ...] = trainer.datamodule.classes  # type: ignore[attr-defined]
+        classes: tuple[str, ...] = trainer.datamodule.legend.classes  # type: ignore[attr-defined]
         confusion: Any = pl_module.confusion
         panels = iou_panels(confusion, classes) | {"val/confusion": confusion_panel(confusion, classes)}
         if self._examples:

@@ -35,7 +35,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     call(
         "train",
-        *[f"runs={runs}", "name=small", "data.train_images=4", "data.val_images=2", "data.batch_size=2"],
+        *[
+            f"runs={runs}",
+            "name=small",
+            "data.dataset.train_images=4",
+            "data.dataset.val_images=2",
+            "data.batch_size=2",
+        ],
         *["data.num_workers=0", "model.net.hidden=8", "trainer.max_steps=2"],
         *["trainer=cpu", "trainer.enable_progress_bar=false"],
     )

@@ -20,7 +20,13 @@ from segmod.runs import cli, keys
 from segmod.runs import folders as runs
 from segmod.runs.trained import TrainedRun
 
-SCENES = ("data.size=64", "data.crop_size=null", "data.train_images=3", "data.val_images=2", "workers=1")
+SCENES = (
+    "data.dataset.size=64",
+    "data.crop_size=null",
+    "data.dataset.train_images=3",
+    "data.dataset.val_images=2",
+    "workers=1",
+)
 
 
 def test_boxes_are_made_once_and_kept_by_parameters(segmod: Any, capfd: Any) -> None:
@@ -165,7 +171,7 @@ def test_a_run_is_scored_with_its_own_proposals_unless_asked(
 
 @pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    words = ["data.crop_size=null", "data.size=256", "data.train_images=5000", "split=train"]
+    words = ["data.crop_size=null", "data.dataset.size=256", "data.dataset.train_images=5000", "split=train"]
     command = [sys.executable, "-m", "segmod", "proposals", *words]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -36,8 +36,7 @@ def write_run(
     run = root / where
     (run / ".hydra").mkdir(parents=True, exist_ok=True)
     name = where.split("/")[0]
-    data = {"_target_": "segmod.training.voc.VOCDataModule", "year": 2012, "val_split": "seg11valid"}
-    cfg = {"name": name, "data": data, "inference": {"_target_": "segmod.inference.dense.DensePredictor"}}
+    cfg = {"name": name, "inference": {"_target_": "segmod.inference.dense.DensePredictor"}}
     (run / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.merge(cfg, config or {})))
     directory = run / "evaluation" / evaluation if evaluation else run
     directory.mkdir(parents=True, exist_ok=True)
@@ -45,6 +44,7 @@ def write_run(
         "metrics": {"val/miou": miou, "val/pixel_acc": 0.9},
         "iou": {"background": 0.8, "cat": None},
         "name": name,
+        "data": "VOC2012",
         "split": split,
         **facts,
     }

@@ -4,28 +4,34 @@ import numpy as np
 import pytest
 import torch
 
-from segmod.data.base import SegmentationDataset
-from segmod.data.boxes import Boxes, BoxFinder, object_boxes, overlapping
-from segmod.data.crops import BoxCrops, CropOrder, cut, enlarge
+from segmod.data.base import Dataset, Split
+from segmod.data.crops import BoxCrops, Boxes, BoxFinder, CropOrder, cut, object_boxes, overlapping
 from segmod.data.instances import Instance
 from segmod.data.transforms import EvalTransform, TrainTransform
+from segmod.ground.palettes import VOC_CLASSES
 
 PLAIN = EvalTransform()
 
 
-class Scenes(SegmentationDataset):
+class Pets(Dataset):
     """Scenes of 20 rows and 30 columns, counting how often each is read.
 
     A cat (class 8, object 1) in rows and columns 4..11 and a dog (12, object 2) in rows 4..11, columns 12..19, which
     touch; a row of void below both. Scene 2 is empty.
     """
 
-    def __init__(self, count: int = 3, drawn: bool = True, **keys) -> None:
-        super().__init__([f"scene{i}" for i in range(count)], PLAIN, **keys)
+    name = "Pets"
+    classes = VOC_CLASSES
+
+    def __init__(self, count: int, drawn: bool) -> None:
         self.drawn = drawn
         self.reads = [0] * count
 
-    def read(self, index):
+    def names(self, split):
+        return [f"scene{i}" for i in range(len(self.reads))]
+
+    def read(self, split, name):
+        index = int(name.removeprefix("scene"))
         self.reads[index] += 1
         image = np.full((20, 30, 3), 10 + index, dtype=np.uint8)
         mask = np.zeros((20, 30), dtype=np.uint8)
@@ -33,13 +39,16 @@ class Scenes(SegmentationDataset):
             mask[4:12, 4:12], mask[4:12, 12:20], mask[12, 4:20] = 8, 12, 255
         return image, mask
 
-    def read_objects(self, index):
-        mask = self.read(index)[1]
-        self.reads[index] -= 1
+    def read_objects(self, split, name):
+        mask = Pets(len(self.reads), True).read(split, name)[1]
         return np.select([mask == 8, mask == 12, mask == 255], [1, 2, 255]).astype(np.uint8) if self.drawn else None
 
 
-def found(images: SegmentationDataset, **keys) -> Boxes:
+def pets(count: int = 3, drawn: bool = True, **keys) -> Split:
+    return Split(Pets(count, drawn), "train", PLAIN, **keys)
+
+
+def found(images: Split, **keys) -> Boxes:
     finder = BoxFinder(images, **keys)
     return Boxes.joined([finder[index] for index in range(len(finder))])
 
@@ -48,21 +57,21 @@ def found(images: SegmentationDataset, **keys) -> Boxes:
 
 
 def test_boxes_of_objects():
-    boxes = found(Scenes(drawn=False))
+    boxes = found(pets(drawn=False))
     assert boxes.image.tolist() == [0, 0, 1, 1]
     assert boxes.box.tolist() == [[4, 4, 12, 12], [12, 4, 20, 12]] * 2
     assert boxes.label.tolist() == [8, 12] * 2
 
 
 def test_drawn_objects_and_pieces_of_the_mask_are_the_same_here():
-    drawn, pieces = found(Scenes(drawn=True)), found(Scenes(drawn=False))
+    drawn, pieces = found(pets(drawn=True)), found(pets(drawn=False))
     assert drawn.box.tolist() == pieces.box.tolist()
     assert drawn.label.tolist() == pieces.label.tolist()
 
 
 def test_small_boxes_are_left_out_by_the_shorter_side():
-    assert len(found(Scenes(), min_side=8)) == 4
-    assert len(found(Scenes(), min_side=9)) == 0
+    assert len(found(pets(), min_side=8)) == 4
+    assert len(found(pets(), min_side=9)) == 0
 
 
 def test_proposals_that_overlap_an_object_take_the_class_of_the_one_they_overlap_most():
@@ -94,22 +103,12 @@ def proposals(name: str, image, mask=None) -> np.ndarray:
 
 @pytest.mark.parametrize(("include", "count"), [(True, 3), (False, 1)])
 def test_proposals_with_and_without_the_objects_own_boxes(include, count):
-    boxes = found(Scenes(), proposals=proposals, include_objects=include)
+    boxes = found(pets(), proposals=proposals, include_objects=include)
     assert np.bincount(boxes.image).tolist() == [count, count]
     assert [4, 4, 20, 12] in boxes.box.tolist()
 
 
 # -- geometry --------------------------------------------------------------------------------------------------------
-
-
-def test_boxes_grow_about_their_centre_and_become_square():
-    # 20 x 40 about (20, 40) times 1.2 is 24 x 48; the square has the longer side.
-    box = np.array([[10, 20, 30, 60]])
-    assert enlarge(box, 1.2, square=False).tolist() == [[8, 16, 32, 64]]
-    assert enlarge(box, 1.2, square=True).tolist() == [[-4, 16, 44, 64]]
-    # 5 times 1.2 is 6; from the centre 2.5 three to each side is -0.5, rounded up to 0
-    assert enlarge(np.array([[0, 0, 5, 5]]), 1.2).tolist() == [[0, 0, 6, 6]]
-    assert enlarge(np.array([[3, 3, 4, 4]]), 0.1).tolist() == [[3, 3, 4, 4]]  # never without a pixel
 
 
 def test_a_window_shows_the_fill_outside():
@@ -125,7 +124,7 @@ def test_a_window_shows_the_fill_outside():
 # -- samples ---------------------------------------------------------------------------------------------------------
 
 
-def crops(images: SegmentationDataset, isolate: bool = True, transform=PLAIN, **keys) -> BoxCrops:
+def crops(images: Split, isolate: bool = True, transform=PLAIN, **keys) -> BoxCrops:
     return BoxCrops(images, found(images), transform, context=2.0, isolate=isolate, **keys)
 
 
@@ -133,18 +132,18 @@ def crops(images: SegmentationDataset, isolate: bool = True, transform=PLAIN, **
 def test_only_the_object_of_the_crop_keeps_its_class(drawn):
     # The cat's box, 8 x 8 at (4, 4), doubled: 16 x 16 at (0, 0). The cat fills rows and columns 4..11; the void row is
     # row 12, columns 4..15; the dog, columns 12..15, is background.
-    cat = crops(Scenes(drawn=drawn))[0]
+    cat = crops(pets(drawn=drawn))[0]
     expected = torch.zeros(16, 16, dtype=torch.uint8)
     expected[4:12, 4:12], expected[12, 4:] = 8, 255
     assert torch.equal(cat["mask"], expected)
     assert cat["name"] == "scene0_0"
-    dog = crops(Scenes(drawn=drawn))[1]
+    dog = crops(pets(drawn=drawn))[1]
     assert set(dog["mask"].unique().tolist()) == {0, 12, 255}
     assert dog["name"] == "scene0_1"
 
 
 def test_all_classes_keep_their_labels_where_objects_are_not_isolated():
-    cat = crops(Scenes(), isolate=False)[0]
+    cat = crops(pets(), isolate=False)[0]
     assert (cat["mask"][4:12, 4:12] == 8).all()
     assert (cat["mask"][4:12, 12:] == 12).all()
     assert (cat["mask"][12, 4:] == 255).all()
@@ -152,7 +151,7 @@ def test_all_classes_keep_their_labels_where_objects_are_not_isolated():
 
 @pytest.mark.parametrize("isolate", [True, False])
 def test_outside_the_image_is_black_and_void(isolate):
-    images = Scenes()
+    images = pets()
     boxes = Boxes(*(np.array(column, dtype=np.int32) for column in ([1], [[4, 0, 16, 10]], [8], [1])))
     crop = BoxCrops(images, boxes, PLAIN, context=2.0, isolate=isolate)
     assert crop.windows.tolist() == [[-2, -7, 22, 17]]
@@ -166,17 +165,17 @@ def test_outside_the_image_is_black_and_void(isolate):
 
 
 def test_void_as_background_leaves_padding_void():
-    sample = crops(Scenes(void_as_background=True))[0]
+    sample = crops(pets(void_as_background=True))[0]
     assert 255 not in sample["mask"]
     assert (sample["mask"] == 8).sum() == 64
 
 
 def test_augmentation_depends_on_seed_epoch_index_and_copy():
     transform = TrainTransform(crop_size=8, squash=10)
-    images = Scenes()
+    images = pets()
     images.read = lambda index: (  # type: ignore[method-assign]
         np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8),
-        Scenes().read(index)[1],
+        pets().read(index)[1],
     )
     first = crops(images, transform=transform, seed=1)
     same = crops(images, transform=transform, seed=1, cache_images=2)
@@ -191,12 +190,12 @@ def test_augmentation_depends_on_seed_epoch_index_and_copy():
 
 
 def test_training_crops_and_the_centre_crops_of_validation():
-    sample = crops(Scenes(), transform=EvalTransform(squash=32, centre=28))[0]
+    sample = crops(pets(), transform=EvalTransform(squash=32, centre=28))[0]
     # the crop of 16 pixels doubled: the cat in rows and columns 8..23 of 32, 6..21 of the 28 in the middle
     assert sample["mask"].shape == (28, 28)
     assert (sample["mask"][6:22, 6:22] == 8).all()
     assert (sample["mask"] == 8).sum() == 256
-    assert crops(Scenes(), transform=TrainTransform(crop_size=28, squash=32))[0]["image"].shape == (3, 28, 28)
+    assert crops(pets(), transform=TrainTransform(crop_size=28, squash=32))[0]["image"].shape == (3, 28, 28)
 
 
 # -- the cache -------------------------------------------------------------------------------------------------------
@@ -204,16 +203,16 @@ def test_training_crops_and_the_centre_crops_of_validation():
 
 @pytest.mark.parametrize(("cache", "reads"), [(0, [3, 2]), (1, [2, 2]), (2, [1, 1])])
 def test_images_are_kept_up_to_the_bound(cache, reads):
-    images = Scenes()
+    images = pets()
     samples = crops(images, cache_images=cache)
-    images.reads = [0, 0, 0]
-    plain = crops(Scenes())
+    images.dataset.reads = [0, 0, 0]
+    plain = crops(pets())
     for index in (0, 1, 2, 0, 3):  # boxes of the scenes 0, 0, 1, 0, 1
         ours, theirs = samples[index], plain[index]
         assert torch.equal(ours["image"], theirs["image"])
         assert torch.equal(ours["mask"], theirs["mask"])
         assert len(samples._recent) <= cache
-    assert images.reads == [*reads, 0]
+    assert images.dataset.reads == [*reads, 0]
 
 
 # -- order -----------------------------------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from segmod.data.base import Split
 from segmod.data.instances import Instance, find_instances
 from segmod.data.synthetic import SyntheticScenes, write_voc_tree
 from segmod.data.transforms import EvalTransform
-from segmod.data.voc import VOCSegmentation
+from segmod.data.voc import PascalVOC
 from segmod.ground.errors import UserError
 from segmod.ground.types import IGNORE_INDEX
 
@@ -79,7 +80,7 @@ def test_sizes_must_agree() -> None:
 
 
 def test_scenes_know_their_objects() -> None:
-    scenes = SyntheticScenes("train", 12, PLAIN)
+    scenes = Split(SyntheticScenes(train_images=12), "train", PLAIN)
     together = 0
     for index in range(12):
         mask, objects = scenes.read(index)[1], scenes.read_objects(index)
@@ -93,12 +94,15 @@ def test_scenes_know_their_objects() -> None:
     assert together > 20
 
 
-def first(dataset: VOCSegmentation) -> tuple[Path, str]:
-    return dataset.files[0][1].parents[1], dataset.names[0]
+def first(images: Split) -> tuple[Path, str]:
+    """Folder of the year, and name of the first image."""
+    files = images.dataset.files("train", images.names[0])
+    assert files is not None
+    return files[1].parents[1], images.names[0]
 
 
 def test_objects_of_voc(tmp_path: Path) -> None:
-    dataset = VOCSegmentation(write_voc_tree(tmp_path, train=2, val=1, size=(32, 48)), "train", PLAIN)
+    dataset = Split(PascalVOC(write_voc_tree(tmp_path, train=2, val=1, size=(32, 48))), "train", PLAIN)
     assert dataset.object_source() == "SegmentationObject/*.png"
     objects = dataset.read_objects(0)
     assert objects is not None
@@ -113,7 +117,7 @@ def test_objects_of_voc(tmp_path: Path) -> None:
 
 
 def test_objects_of_sbd_stand_in_where_voc_has_none(tmp_path: Path) -> None:
-    dataset = VOCSegmentation(write_voc_tree(tmp_path, train=1, val=1, size=(32, 48)), "train", PLAIN)
+    dataset = Split(PascalVOC(write_voc_tree(tmp_path, train=1, val=1, size=(32, 48))), "train", PLAIN)
     voc, name = first(dataset)
     inst = tmp_path / "sbd" / "inst"
     inst.mkdir(parents=True)
@@ -121,13 +125,13 @@ def test_objects_of_sbd_stand_in_where_voc_has_none(tmp_path: Path) -> None:
     savemat(inst / f"{name}.mat", {"GTinst": {"Segmentation": objects, "Categories": [[3], [4]]}})
     assert (dataset.read_objects(0) != objects).any()  # VOC's own are better
     (voc / "SegmentationObject" / f"{name}.png").unlink()
-    plain = VOCSegmentation(tmp_path, "train", PLAIN)
+    plain = Split(PascalVOC(tmp_path), "train", PLAIN)
     np.testing.assert_array_equal(plain.read_objects(0), objects)
     assert plain.object_source() == "inst/*.mat"
 
 
 def test_objects_of_another_size_name_both_files(tmp_path: Path) -> None:
-    dataset = VOCSegmentation(write_voc_tree(tmp_path, train=1, val=1, size=(32, 48)), "train", PLAIN)
+    dataset = Split(PascalVOC(write_voc_tree(tmp_path, train=1, val=1, size=(32, 48))), "train", PLAIN)
     voc, name = first(dataset)
     Image.new("L", (10, 20)).save(voc / "SegmentationObject" / f"{name}.png")
     with pytest.raises(UserError, match=rf"SegmentationObject/{name}\.png: .* 10x20 .*{name}\.jpg is 48x32"):

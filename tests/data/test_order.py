@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from segmod.data.base import Split
 from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder
 from segmod.data.synthetic import SyntheticScenes
 from segmod.data.transforms import TrainTransform
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:User
 
 def loader(workers: int, batch_size: int = 2, rank: int = 0, world_size: int = 1) -> ResumableLoader:
     transform = TrainTransform(crop_size=24, scale=(0.5, 2.0))
-    scenes = SyntheticScenes("train", SIZE, transform, size=(32, 32), seed=7)
+    scenes = Split(SyntheticScenes(32, SIZE), "train", transform, seed=7)
     return ResumableLoader(
         scenes,
         batch_size=batch_size,
@@ -124,23 +125,25 @@ def test_evaluation_counts_each_sample_once(world_size):
 
 
 class Unreadable(SyntheticScenes):
-    def read(self, index):
-        raise UserError(f"scene {index}: is damaged; mend it")
+    def read(self, split, name):
+        raise UserError(f"scene {name}: is damaged; mend it")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_user_error_of_a_worker_is_one_line(workers):
-    bad = Unreadable("train", SIZE, TrainTransform())
+    bad = Split(Unreadable(), "train", TrainTransform())
     with pytest.raises(UserError) as caught:
         list(ResumableLoader(bad, batch_size=1, num_workers=workers))
-    assert str(caught.value) == "scene 0: is damaged; mend it"
+    assert str(caught.value) == "scene train_000000: is damaged; mend it"
 
 
 def test_a_loader_draws_nothing_from_the_global_generator_when_given_its_own():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    own: DataLoader = ResumableLoader(SyntheticScenes("train", 2, TrainTransform()), generator=torch.Generator())
+    own: DataLoader = ResumableLoader(
+        Split(SyntheticScenes(32, 2), "train", TrainTransform()), generator=torch.Generator()
+    )
     list(own)
     assert torch.equal(torch.rand(1), expected)
 
@@ -149,8 +152,9 @@ def test_workers_do_not_hang_on_threads_that_opencv_had_before_they_were_forked(
     code = (
         "import cv2, numpy as np;"
         "cv2.setNumThreads(4); cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5);"
-        "from segmod.training.synthetic import SyntheticDataModule;"
-        "data = SyntheticDataModule(batch_size=2, train_images=4, num_workers=2, size=256, crop_size=200);"
+        "from segmod.data.synthetic import SyntheticScenes;"
+        "from segmod.training.datamodule import SegmentationDataModule;"
+        "data = SegmentationDataModule(SyntheticScenes(256, 4), batch_size=2, num_workers=2, crop_size=200);"
         "print(sum(len(batch['name']) for batch in data.train_dataloader()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
@@ -170,7 +174,7 @@ def test_importing_the_transforms_asks_no_network():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_and_masks_arrive_as_they_are(workers):
-    scenes = SyntheticScenes("train", 2, TrainTransform(hflip=0))
+    scenes = Split(SyntheticScenes(train_images=2), "train", TrainTransform(hflip=0))
     (batch,) = ResumableLoader(scenes, batch_size=2, num_workers=workers)
     assert batch["image"].dtype == batch["mask"].dtype == torch.uint8
     assert torch.equal(batch["image"], torch.stack([scenes[0]["image"], scenes[1]["image"]]))
@@ -195,6 +199,7 @@ class Squares(torch.utils.data.Dataset):
 def test_a_process_ends_though_an_error_left_workers_in_the_middle_of_an_epoch():
     code = """
 import torch
+from segmod.data.base import Split
 from segmod.data.order import ResumableLoader, prepare_worker
 loader = ResumableLoader(torch.arange(8), num_workers=2, worker_init_fn=prepare_worker, persistent_workers=True)
 batches = iter(loader)

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from segmod.data.base import Split
+from segmod.data.passes import verify
 from segmod.data.sbd import read_mat
 from segmod.data.synthetic import write_voc_tree
 from segmod.data.transforms import EvalTransform
-from segmod.data.verify import verify
-from segmod.data.voc import VOCSegmentation, download_voc, read_image, read_mask, require_space
+from segmod.data.voc import PascalVOC, download_voc, read_image, read_mask, require_space
 from segmod.ground.errors import UserError
 from segmod.ground.palettes import VOC_PALETTE
 from segmod.ground.types import IGNORE_INDEX
@@ -34,7 +35,7 @@ def first_id(voc: Path, split: str = "train") -> str:
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_root_may_be_any_of_three_folders(voc, levels):
     root = (voc, *voc.parents)[levels]
-    dataset = VOCSegmentation(root, "train", PLAIN)
+    dataset = Split(PascalVOC(root), "train", PLAIN)
     assert len(dataset) == 4
     sample = dataset[0]
     assert sample["image"].shape == (3, 32, 48)
@@ -46,12 +47,12 @@ def test_root_may_be_any_of_three_folders(voc, levels):
 @pytest.mark.parametrize("year", [2007, 2011])
 def test_years(tmp_path, year):
     write_voc_tree(tmp_path, train=1, val=1, size=(32, 32), year=year)
-    assert len(VOCSegmentation(tmp_path, "trainval", PLAIN, year=year)) == 2
+    assert len(Split(PascalVOC(tmp_path, year), "trainval", PLAIN)) == 2
 
 
 def test_the_2011_archive_wraps_another_folder(tmp_path):
     write_voc_tree(tmp_path / "TrainVal", train=1, val=1, size=(32, 32), year=2011)
-    assert len(VOCSegmentation(tmp_path, "val", PLAIN, year=2011)) == 1
+    assert len(Split(PascalVOC(tmp_path, 2011), "val", PLAIN)) == 1
 
 
 def test_images_are_rgb(tmp_path):
@@ -104,12 +105,12 @@ def test_masks_are_palette_indices(tmp_path):
 def test_test_split_without_masks_is_all_void(voc):
     (voc / "ImageSets/Segmentation/test.txt").write_text(first_id(voc) + "\n")
     (voc / "SegmentationClass" / f"{first_id(voc)}.png").unlink()
-    assert (VOCSegmentation(voc, "test", PLAIN)[0]["mask"] == IGNORE_INDEX).all()
+    assert (Split(PascalVOC(voc), "test", PLAIN)[0]["mask"] == IGNORE_INDEX).all()
 
 
 def test_test_split_with_masks_uses_them(voc):
     (voc / "ImageSets/Segmentation/test.txt").write_text(first_id(voc) + "\n")
-    test, train = VOCSegmentation(voc, "test", PLAIN)[0], VOCSegmentation(voc, "train", PLAIN)[0]
+    test, train = Split(PascalVOC(voc), "test", PLAIN)[0], Split(PascalVOC(voc), "train", PLAIN)[0]
     assert torch.equal(test["mask"], train["mask"])
 
 
@@ -130,9 +131,9 @@ def add_sbd(voc: Path, form: str, ids: list[str]) -> None:
 
 @pytest.mark.parametrize("form", ["mat", "png"])
 def test_trainaug_adds_sbd_without_val(voc, form):
-    train, val = VOCSegmentation(voc, "train", PLAIN), VOCSegmentation(voc, "val", PLAIN)
+    train, val = Split(PascalVOC(voc), "train", PLAIN), Split(PascalVOC(voc), "val", PLAIN)
     add_sbd(voc, form, ["2008_000001", train.names[0], *val.names])
-    augmented = VOCSegmentation(voc.parents[1], "trainaug", PLAIN)
+    augmented = Split(PascalVOC(voc.parents[1]), "trainaug", PLAIN)
     assert list(augmented.names) == [*train.names, "2008_000001"]
     assert (augmented[4]["mask"] == 13).all()
     # An image of VOC train keeps VOC's own mask, which has void borders.
@@ -141,30 +142,30 @@ def test_trainaug_adds_sbd_without_val(voc, form):
 
 def test_trainaug_without_sbd_names_both_places_and_the_command(voc):
     with pytest.raises(UserError, match=r"SegmentationClassAug.*cls.*segmod-train data=voc_aug .*data\.download=true"):
-        VOCSegmentation(voc.parents[1], "trainaug", PLAIN)
+        Split(PascalVOC(voc.parents[1]), "trainaug", PLAIN)
 
 
 def test_missing_tree_names_path_and_command(tmp_path):
     with pytest.raises(UserError) as caught:
-        VOCSegmentation(tmp_path, "train", PLAIN)
+        Split(PascalVOC(tmp_path), "train", PLAIN)
     assert str(tmp_path / "VOCdevkit" / "VOC2012") in str(caught.value)
     assert f"segmod-train data=voc data.root={tmp_path} data.download=true" in str(caught.value)
 
 
 def test_missing_list_names_file_and_choices(voc):
     with pytest.raises(UserError, match=r"Segmentation/tarin\.txt.*choose one of train, trainval, val"):
-        VOCSegmentation(voc, "tarin", PLAIN)
+        Split(PascalVOC(voc), "tarin", PLAIN)
 
 
 def test_empty_list(voc):
     (voc / "ImageSets/Segmentation/train.txt").write_text("\n")
     with pytest.raises(UserError, match=r"train\.txt: the list is empty"):
-        VOCSegmentation(voc, "train", PLAIN)
+        Split(PascalVOC(voc), "train", PLAIN)
 
 
 def test_unknown_year(voc):
-    with pytest.raises(UserError, match=r"data\.year=2013.*2007 to 2012"):
-        VOCSegmentation(voc, "train", PLAIN, year=2013)
+    with pytest.raises(UserError, match=r"data\.dataset\.year=2013.*2007 to 2012"):
+        Split(PascalVOC(voc, 2013), "train", PLAIN)
 
 
 def damage(file: Path, how: str) -> None:
@@ -183,7 +184,7 @@ def damage(file: Path, how: str) -> None:
 def test_bad_files_are_named_when_met(voc, part, how):
     file = voc / part.format(first_id(voc))
     damage(file, how)
-    dataset = VOCSegmentation(voc, "train", PLAIN)
+    dataset = Split(PascalVOC(voc), "train", PLAIN)
     with pytest.raises(UserError) as caught:
         dataset[0]
     assert str(caught.value).startswith(f"{file}: ")
@@ -212,7 +213,7 @@ def test_mask_of_another_size_names_both_files(voc):
     file = voc / "SegmentationClass" / f"{first_id(voc)}.png"
     Image.new("L", (10, 20)).save(file)
     with pytest.raises(UserError, match=r"\.png: the mask is 10x20 .*\.jpg is 48x32"):
-        VOCSegmentation(voc, "train", PLAIN)[0]
+        Split(PascalVOC(voc), "train", PLAIN)[0]
 
 
 def test_labels_that_do_not_exist_are_listed(voc):
@@ -221,26 +222,26 @@ def test_labels_that_do_not_exist_are_listed(voc):
     mask[0, :4] = (20, 21, 200, 255)
     Image.fromarray(mask).save(file)
     with pytest.raises(UserError, match=r"\.png: labels \[21, 200\] are outside 0\.\.20 and 255"):
-        VOCSegmentation(voc, "train", PLAIN)[0]
+        Split(PascalVOC(voc), "train", PLAIN)[0]
 
 
 def test_mask_in_colours(voc):
     Image.new("RGB", (48, 32)).save(voc / "SegmentationClass" / f"{first_id(voc)}.png")
     with pytest.raises(UserError, match=r"stored as RGB colours"):
-        VOCSegmentation(voc, "train", PLAIN)[0]
+        Split(PascalVOC(voc), "train", PLAIN)[0]
 
 
 def test_verify_passes_a_good_tree(voc):
-    verify([VOCSegmentation(voc, "trainval", PLAIN)])
+    verify([Split(PascalVOC(voc), "trainval", PLAIN)])
 
 
 def test_verify_lists_ten_and_counts_the_rest(tmp_path):
     voc = write_voc_tree(tmp_path, train=14, val=1, size=(32, 32))
-    dataset = VOCSegmentation(voc, "train", PLAIN)
-    for image, _ in dataset.files[:12]:
-        damage(image, "cut")
+    dataset = Split(PascalVOC(voc), "train", PLAIN)
+    for name in dataset.names[:12]:
+        damage(dataset.dataset.files("train", name)[0], "cut")
     with pytest.raises(UserError, match=r"^12 of 15 images are bad: ") as caught:
-        verify([dataset, VOCSegmentation(voc, "val", PLAIN)])
+        verify([dataset, Split(PascalVOC(voc), "val", PLAIN)])
     assert str(caught.value).count("is damaged") == 10
     assert str(caught.value).endswith("; and 2 more")
     assert "\n" not in str(caught.value)
@@ -268,12 +269,13 @@ def test_a_full_disk_is_seen_before_the_download(tmp_path):
 @pytest.mark.skipif(not (REAL / "VOCdevkit").is_dir(), reason="real PASCAL VOC is not there")
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_real_images_read(split):
-    dataset = VOCSegmentation(REAL, split, PLAIN)
+    dataset = Split(PascalVOC(REAL), split, PLAIN)
     for index in range(0, len(dataset), 20):
         image, mask = dataset.read(index)
         assert max(image.shape) <= 500
         # An independent reading of the same files.
-        png = Image.open(dataset.files[index][1])
+        jpeg, mask_file = dataset.dataset.files(split, dataset.names[index])
+        png = Image.open(mask_file)
         assert png.mode == "P"
         np.testing.assert_array_equal(mask, np.asarray(png))
-        np.testing.assert_array_equal(image[:, :, ::-1], cv2.imread(str(dataset.files[index][0])))
+        np.testing.assert_array_equal(image[:, :, ::-1], cv2.imread(str(jpeg)))

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segmod.runs import cli
 from segmod.runs import folders as runs
-from segmod.runs.instantiate import check, instantiate
+from segmod.runs.instantiate import check, instantiate, settle_classes
 
 OPTIONS = sorted(path.stem for path in (cli.CONF_DIR / "inference").glob("*.yaml"))
 
@@ -27,6 +27,7 @@ def composed(*overrides: str) -> DictConfig:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_into_valid_arguments(option: str, model: str) -> None:
     cfg = composed(f"inference={option}", f"model={model}", "data=voc")
+    settle_classes(cfg)
     check(OmegaConf.to_container(cfg.model, resolve=True), "model")
 
 

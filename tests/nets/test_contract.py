@@ -24,8 +24,8 @@ def config(model):
 
 @cache
 def built(model):
-    root = OmegaConf.merge(config(model), {"data": {"num_classes": CLASSES}})
-    node = root.model.net
+    node = config(model).model.net
+    node.num_classes = CLASSES  # in a run those of the data
     node.weights = None
     if "width" in node:
         node.width = 0.03  # same structure, fewer channels

@@ -141,10 +141,10 @@ def test_another_number_of_classes_than_the_checkpoint(segmod: Any, small: Any, 
     assert segmod("train", *short, "name=first") == 0
     (checkpoint,) = Path("runs").glob("**/best.ckpt")
     capfd.readouterr()
-    assert segmod("train", *short, "name=second", "data.num_classes=5", f"init_from='{checkpoint}'") == 1
+    assert segmod("train", *short, "name=second", "data.dataset.num_classes=5", f"init_from='{checkpoint}'") == 1
     error = capfd.readouterr().err
     assert error.count("segmod: error: ") == 1
-    assert "num_classes" in error
+    assert "21 classes, this data has 5" in error
 
 
 def test_a_disk_too_small_is_told_before_training(

@@ -109,13 +109,13 @@ def test_the_module_holds_the_same_net_and_predictor(here: Path) -> None:
 
 def test_changes_are_those_asked_for(here: Path) -> None:
     asked = {"_target_": "segmod.inference.multiscale.MultiScalePredictor", "scales": [0.5], "flip": False}
-    run = TrainedRun.open(here, split="train", checkpoint="last", inference=asked, data={"root": "x", "year": None})
+    run = TrainedRun.open(here, split="train", checkpoint="last", inference=asked, data={"root": "x", "pad": None})
     assert isinstance(run.predictor, MultiScalePredictor)
-    assert (run.split, run.checkpoint.name, run.config.data.root, run.config.data.year) == (
+    assert (run.split, run.checkpoint.name, run.config.data.root, run.config.data.pad) == (
         "train",
         "last.ckpt",
         "x",
-        2012,
+        "mean",
     )
     assert TrainedRun.open(here, inference={"size": 16}).predictor.size == 16  # type: ignore[attr-defined]
     assert TrainedRun.open(here).config.data.root == "data"

@@ -125,9 +125,10 @@ def test_runs_are_named_by_what_tells_them_apart():
 
 
 SMALL = (
-    "model=single_skip", "model.net.hidden=4", "model.net.boxes=7", "data.squash=33", "data.size=33", "trainer=cpu",
-    "data.train_images=8", "data.val_images=3", "data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1",
-    "trainer.enable_progress_bar=false", "trainer.num_sanity_val_steps=0", "data.num_classes=4",
+    "model=single_skip", "model.net.hidden=4", "model.net.boxes=7", "data.squash=33", "trainer=cpu",
+    "data.dataset.size=33", "data.dataset.train_images=8", "data.dataset.val_images=3", "data.batch_size=4",
+    "data.num_workers=0", "trainer.max_epochs=1",
+    "trainer.enable_progress_bar=false", "trainer.num_sanity_val_steps=0", "data.dataset.num_classes=4",
 )  # fmt: skip
 
 

@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from segmod.data.base import Split
 from segmod.data.proposals import TruthBoxes
 from segmod.data.synthetic import SyntheticScenes
 from segmod.data.transforms import EvalTransform
 from segmod.ground.errors import UserError
-from segmod.ground.palettes import VOC_CLASSES
+from segmod.ground.palettes import VOC_CLASSES, Legend
 from segmod.ground.types import IGNORE_INDEX
 from segmod.inference.dense import DensePredictor
 from segmod.inference.proposals import ProposalPredictor
@@ -52,8 +53,8 @@ def truth_of(net, batch):
 def run_of(net, predictor, dataset=None):
     """A trained run of which nothing stands on the disk."""
     run = TrainedRun(Run(Path("nowhere")), OmegaConf.create({"name": "ours"}))
-    data = SimpleNamespace(classes=VOC_CLASSES)
-    vars(run).update(net=net, predictor=predictor, dataset=dataset, datamodule=data)
+    legend = Legend("VOC2012", VOC_CLASSES)
+    vars(run).update(net=net, predictor=predictor, dataset=dataset, legend=legend)
     return run
 
 
@@ -65,7 +66,7 @@ def alone(*args, **kwargs):
 
 
 def subject(net=None, predictor=None, images=4, size=(64, 96)):
-    scenes = SyntheticScenes("val", images, EvalTransform(), size)
+    scenes = Split(SyntheticScenes(size, val_images=images), "val", EvalTransform())
     return run_of((net or Nothing()).eval(), predictor or DensePredictor(), scenes)
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segmod.data.synthetic import SyntheticScenes
 from segmod.nets.normalise import Normalise
+from segmod.training.datamodule import SegmentationDataModule
 from segmod.training.module import SegmentationModule
-from segmod.training.synthetic import SyntheticDataModule
 
 
 class PixelNet(nn.Module):
@@ -41,9 +42,8 @@ def train(tmp_path: Path) -> Train:
         logger: Any, callbacks: list[L.Callback], max_epochs: int | None = 2, progress: bool = False, **options: Any
     ) -> L.Trainer:
         L.seed_everything(0, verbose=False)
-        data = SyntheticDataModule(
-            size=32, train_images=4, val_images=3, num_classes=5, batch_size=2, num_workers=0, hflip=0.0
-        )
+        scenes = SyntheticScenes(32, train_images=4, val_images=3, num_classes=5)
+        data = SegmentationDataModule(scenes, batch_size=2, num_workers=0, hflip=0.0)
         optimizer = partial(torch.optim.SGD, lr=0.1)
         module = SegmentationModule(PixelNet(), nn.CrossEntropyLoss(ignore_index=255), optimizer)
         trainer = L.Trainer(

@@ -13,11 +13,12 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 
+from segmod.data.synthetic import SyntheticScenes
 from segmod.ground.errors import UserError
 from segmod.nets.normalise import Normalise
 from segmod.training.batch_norm import FreezeBatchNorm
+from segmod.training.datamodule import SegmentationDataModule
 from segmod.training.module import SegmentationModule
-from segmod.training.synthetic import SyntheticDataModule
 
 FREEZE = ("callbacks=[freeze_batch_norm]", "callbacks.freeze_batch_norm.epochs=1", "model.scheduler=null")
 
@@ -52,7 +53,7 @@ class Meddler(L.Callback):
 def fit(*callbacks: L.Callback, net: nn.Module | None = None, **options: Any) -> Recorder:
     """Three epochs of two steps, with momentum and a heavy weight decay."""
     torch.manual_seed(0)
-    data = SyntheticDataModule(size=32, train_images=4, val_images=1, num_classes=5, batch_size=2, num_workers=0)
+    data = SegmentationDataModule(SyntheticScenes(32, 4, 1, num_classes=5), batch_size=2, num_workers=0)
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)
     module = SegmentationModule(net or Net(nn.BatchNorm2d(8)), nn.CrossEntropyLoss(ignore_index=255), optimizer)
     recorder = Recorder()

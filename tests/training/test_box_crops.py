@@ -9,19 +9,18 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
-from segmod.data.synthetic import write_voc_tree
+from segmod.data.synthetic import SyntheticScenes, write_voc_tree
 from segmod.ground.errors import UserError
 from segmod.nets.normalise import Normalise
 from segmod.training.crops import BoxCropDataModule
-from segmod.training.synthetic import SyntheticDataModule
+from segmod.training.datamodule import SegmentationDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of few cores
 
 
-def scenes(**keys) -> SyntheticDataModule:
-    keys = {"size": 48, "train_images": 10, "val_images": 6, "batch_size": 4, "num_workers": 0, "squash": 40,
-            "crop_size": 32, "pad": "black", **keys}  # fmt: skip
-    return SyntheticDataModule(**keys)
+def scenes(num_classes: int = 21, train_images: int = 10, **keys) -> SegmentationDataModule:
+    keys = {"batch_size": 4, "num_workers": 0, "squash": 40, "crop_size": 32, "pad": "black", **keys}
+    return SegmentationDataModule(SyntheticScenes(48, train_images, 6, num_classes), **keys)
 
 
 def crops(data: dict | None = None, **keys) -> BoxCropDataModule:
@@ -216,9 +215,7 @@ def test_mistakes_name_their_key(data, keys, message):
 
 def test_a_run_trains_on_crops_and_is_evaluated_on_whole_images(segmod, small, tmp_path: Path):
     write_voc_tree(tmp_path, train=8, val=3, size=(64, 80))
-    kept = [
-        key for key in small if not key.startswith(("data.size", "data.train", "data.val", "data.crop", "trainer.max"))
-    ]
+    kept = [key for key in small if not key.startswith(("data.dataset", "data.crop", "trainer.max"))]
     crops = ("data.squash=40", "data.crop_size=32", "data.crops.val_crops=4", f"data.root={tmp_path}")
     assert (
         segmod(

@@ -6,18 +6,22 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
-from segmod.data.synthetic import write_voc_tree
+from segmod.data.synthetic import SyntheticScenes, write_voc_tree
+from segmod.data.voc import PascalVOC
 from segmod.ground.errors import UserError
-from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.types import IGNORE_INDEX
 from segmod.nets.normalise import Normalise
-from segmod.training.synthetic import SyntheticDataModule
-from segmod.training.voc import VOCDataModule
+from segmod.training.datamodule import SegmentationDataModule
 
 
-def synthetic(**keys) -> SyntheticDataModule:
-    keys = {"size": 32, "train_images": 12, "val_images": 3, "batch_size": 4, "num_workers": 0, **keys}
-    return SyntheticDataModule(**keys)
+def synthetic(**keys) -> SegmentationDataModule:
+    of_scenes = {key: keys.pop(key) for key in ("size", "train_images", "num_classes") if key in keys}
+    scenes = SyntheticScenes(**{"size": 32, "train_images": 12, "val_images": 3, **of_scenes})
+    return SegmentationDataModule(scenes, **{"batch_size": 4, "num_workers": 0, **keys})
+
+
+def voc(root: Path, **keys) -> SegmentationDataModule:
+    return SegmentationDataModule(PascalVOC(root), **keys)
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def test_incomplete_training_batches_are_dropped():
 
 
 def test_voc_evaluation_images_keep_their_size_and_order(root):
-    module = VOCDataModule(root, batch_size=2, squash=16, num_workers=0)
+    module = voc(root, batch_size=2, squash=16, num_workers=0)
     module.setup()
     batches = list(module.val_dataloader())
     assert [batch["image"].shape for batch in batches] == [(1, 3, 32, 48)] * 2
@@ -55,21 +59,22 @@ def test_voc_evaluation_images_keep_their_size_and_order(root):
 
 
 def test_eval_squash_gives_small_masks(root):
-    module = VOCDataModule(root, batch_size=2, squash=16, eval_squash=True, num_workers=0)
+    module = voc(root, batch_size=2, squash=16, eval_squash=True, num_workers=0)
     batch = next(iter(module.val_dataloader()))
     assert batch["image"].shape == (1, 3, 16, 16)
     assert batch["mask"].shape == (1, 16, 16)
 
 
-def test_evaluation_of_any_split(root):
-    module = VOCDataModule(root, batch_size=1, num_workers=0)
-    assert len(module.dataset("trainval", module.eval_transform)) == 8
+def test_any_split_can_be_opened(root):
+    images = voc(root, batch_size=1, squash=16).split("trainval")
+    assert len(images) == 8
+    assert images[0]["image"].shape == (3, 32, 48)  # whole, not augmented
 
 
-def test_what_the_rest_relies_on():
-    module = synthetic(num_classes=5)
-    assert module.classes == VOC_CLASSES[:5]
-    assert module.num_classes == 5
+def test_names_and_colours_come_from_the_data():
+    data, classes, palette = synthetic(num_classes=5).legend
+    assert (data, classes) == ("Synthetic", ("background", "aeroplane", "bicycle", "bird", "boat"))
+    assert palette[1].tolist() == [128, 0, 0]
 
 
 def test_void_as_background_in_training_and_evaluation():
@@ -95,11 +100,11 @@ def test_scenes_are_the_same_for_every_run_seed_but_their_order_is_not():
         ({"batch_size": 2.5}, r"data\.batch_size=2\.5"),
         ({"num_workers": -1}, r"data\.num_workers=-1"),
         ({"seed": -1}, r"data\.seed=-1"),
-        ({"num_classes": 22}, r"data\.num_classes=22.*2 to 21"),
-        ({"num_classes": 1}, r"data\.num_classes=1"),
-        ({"size": 8}, r"data\.size=8"),
-        ({"train_images": 0}, r"data\.train_images=0"),
-        ({"crop_size": 40}, r"data\.crop_size=40.*data\.size=32"),
+        ({"num_classes": 22}, r"data\.dataset\.num_classes=22.*2 to 21"),
+        ({"num_classes": 1}, r"data\.dataset\.num_classes=1"),
+        ({"size": 8}, r"data\.dataset\.size=8"),
+        ({"train_images": 0}, r"data\.dataset\.train_images=0"),
+        ({"crop_size": 40}, r"data\.crop_size=40.*Synthetic, 32x32 pixels"),
         ({"crop_size": 40, "squash": 36}, r"data\.crop_size=40.*data\.squash=36"),
         ({"eval_squash": True}, r"data\.eval_squash=true.*data\.squash"),
     ],
@@ -116,24 +121,19 @@ def test_possible_values(keys):
 
 
 def test_images_of_different_sizes_make_no_batch(root):
-    for module in (VOCDataModule(root, batch_size=2), synthetic(batch_size=2, scale=(0.5, 2.0))):
+    for module in (voc(root, batch_size=2), synthetic(batch_size=2, scale=(0.5, 2.0))):
         with pytest.raises(UserError, match=r"data\.batch_size=2: images of different.*crop_size.*data\.batch_size=1"):
             module.train_dataloader()
 
 
 def test_each_of_two_processes_may_have_one_whole_image(root, monkeypatch):
-    module = VOCDataModule(root, batch_size=2, num_workers=0)
+    module = voc(root, batch_size=2, num_workers=0)
     monkeypatch.setattr(module, "place", lambda: (1, 2))
     assert next(len(batch["name"]) for batch in module.train_dataloader()) == 1
 
 
-def test_voc_has_21_classes(root):
-    with pytest.raises(UserError, match=r"data\.num_classes=5: PASCAL VOC has 21 classes"):
-        VOCDataModule(root, batch_size=1, num_classes=5)
-
-
 def test_set_smaller_than_a_batch(root):
-    module = VOCDataModule(root, batch_size=7, crop_size=16)
+    module = voc(root, batch_size=7, crop_size=16)
     with pytest.raises(UserError, match=r"data\.batch_size=7: split train has only 6 images"):
         module.setup("fit")
 
@@ -141,7 +141,7 @@ def test_set_smaller_than_a_batch(root):
 def test_verify_reads_both_splits(root):
     file = next((root / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))
     file.write_bytes(b"")
-    module = VOCDataModule(root, batch_size=1, verify=True)
+    module = voc(root, batch_size=1, verify=True)
     with pytest.raises(UserError, match=f"1 of 8 images are bad: {file}"):
         module.prepare_data()
 

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 # 5 validation images do not divide by 2 ranks: one rank has 3, the other 2
-RECIPE = ("data.val_images=5", "trainer.max_epochs=1", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+RECIPE = (
+    "data.dataset.val_images=5",
+    "trainer.max_epochs=1",
+    "trainer=ddp",
+    "trainer.accelerator=cpu",
+    "trainer.devices=2",
+)
 SCRIPT = Path(sys.executable).parent / "segmod-train"
 
 

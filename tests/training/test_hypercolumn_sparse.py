@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from segmod.ground.errors import UserError
+from segmod.ground.palettes import Legend
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.training.sparse import HypercolumnSparse, draw_points
 
@@ -36,8 +37,7 @@ class Halves(Dataset):
 
 
 class Images(L.LightningDataModule):
-    num_classes = 3
-    classes = CLASSES
+    legend = Legend("Halves", CLASSES)
     num_workers = 0
 
     def setup(self, stage):
@@ -169,7 +169,7 @@ def test_equal_seeds_train_equal_weights(tmp_path):
 
 def test_the_rest_of_the_datamodule_is_the_images_one():
     adapted = module().adapt(Images())
-    assert (adapted.num_classes, adapted.classes) == (3, CLASSES)
+    assert adapted.legend.classes == CLASSES
 
 
 def test_a_net_without_hypercolumns_is_refused():

@@ -23,20 +23,23 @@ def test_first_images_are_drawn_after_the_sanity_check(tmp_path: Path, train: Tr
 def test_pictures_hold_the_image_as_it_was_read(tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
 
-    def panel(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
-        drawn.append((image, truth, prediction, classes))
+    def panel(
+        image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: tuple[str, ...], palette: np.ndarray
+    ) -> np.ndarray:
+        drawn.append((image, truth, prediction, classes, palette))
         return image
 
     monkeypatch.setattr(viz, "panel", panel)
     trainer = train(False, [PredictionPictures(str(tmp_path), count=1)], max_epochs=1)
-    image, truth, prediction, classes = drawn[-1]
+    image, truth, prediction, classes, palette = drawn[-1]
     data = trainer.datamodule  # type: ignore[attr-defined]
     read_image, read_mask = data.val_dataset.read(0)
     assert np.abs(image.astype(int) - read_image.astype(int)).max() <= 1  # normalised and back
     assert np.array_equal(truth, read_mask)
     assert prediction.shape == truth.shape
     assert prediction.max() < 5
-    assert classes == data.classes
+    assert classes == data.legend.classes
+    assert palette is data.legend.palette
     assert Image.open(next(tmp_path.glob("000_*.png"))).size == (32, 32)
 
 

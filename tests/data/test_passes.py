@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segmod.data.making import jobs_of, make_proposals, over_images
-from segmod.data.stored import StoredProposals
+from segmod.data.base import Split
+from segmod.data.passes import jobs_of, over_images
+from segmod.data.stored import StoredProposals, make_proposals
 from segmod.data.synthetic import SyntheticScenes, write_voc_tree
 from segmod.data.transforms import EvalTransform
-from segmod.data.voc import VOCSegmentation
+from segmod.data.voc import PascalVOC
 from segmod.ground.errors import UserError
 
 PLAIN = EvalTransform()
@@ -33,8 +34,8 @@ class Slow(StoredProposals):
         return np.array([[0, 0, image.shape[1], image.shape[0], 1]], dtype=np.float32)
 
 
-def scenes(split: str = "train", length: int = 6) -> SyntheticScenes:
-    return SyntheticScenes(split, length, PLAIN, size=(32, 32))
+def scenes(split: str = "train", length: int = 6) -> Split:
+    return Split(SyntheticScenes(32, length, length), split, PLAIN)
 
 
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
@@ -61,12 +62,12 @@ def test_workers_share_the_images(tmp_path: Path) -> None:
 
 
 def test_bad_images_are_told_when_the_others_are_done(tmp_path: Path) -> None:
-    dataset = VOCSegmentation(write_voc_tree(tmp_path / "voc", train=4, val=1, size=(32, 48)), "trainval", PLAIN)
-    for image, _ in dataset.files[:2]:
-        image.write_bytes(b"no picture")
+    split = Split(PascalVOC(write_voc_tree(tmp_path / "voc", train=4, val=1, size=(32, 48))), "trainval", PLAIN)
+    for name in split.names[:2]:
+        split.dataset.files("trainval", name)[0].write_bytes(b"no picture")
     source = Slow(tmp_path)
     with pytest.raises(UserError, match=r"^2 of 5 images failed: .*damaged.*; .*damaged") as caught:
-        make_proposals(source, jobs_of([dataset]), workers=2)
+        make_proposals(source, jobs_of([split]), workers=2)
     assert "\n" not in str(caught.value)
     assert len(list(source.folder.glob("*.npz"))) == 3
 
