@@ -28,7 +28,7 @@ from segmod.runs import folders as runs
 from segmod.runs.environment import git_commit, hardware, versions
 from segmod.runs.instantiate import settle_classes
 from segmod.runs.keys import readable, shortened
-from segmod.runs.results import without_weights
+from segmod.runs.records import without_weights
 from segmod.runs.tables import reported
 
 log = logging.getLogger(__name__)

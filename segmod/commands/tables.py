@@ -14,7 +14,7 @@ from segmod.ground.errors import UserError
 from segmod.ground.files import replace_text
 from segmod.ground.printing import markdown, print_table, write_records
 from segmod.runs import cli
-from segmod.runs.results import collect, collect_benchmarks
+from segmod.runs.records import collect, collect_benchmarks
 from segmod.runs.tables import Column, Row, Table, filled, read_tables
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
-from segmod.runs.results import Benchmark, Score, with_costs
+from segmod.runs.records import Benchmark, Score, with_costs
 
 RELATIVE = "relative/"  # before the name of a metric: as a multiple of the first row
 FACTORS = {"%": 100.0, "MiB": 2.0**-20, "s": 1.0, "x": 1.0}  # from the units of metrics.json to those of a table

@@ -153,7 +153,7 @@ class TrainedRun:
         """
         import torch
 
-        from segmod.nets.checkpoint import load_net
+        from segmod.nets.weights import load_net
 
         net: nn.Module = self._build("model.net")
         load_net(net, self.checkpoint, strict=True)
@@ -190,7 +190,7 @@ class TrainedRun:
     @cached_property
     def legend(self) -> Legend:
         """Names and colours of the labels, which the checkpoint keeps: the data need not be there."""
-        from segmod.nets.checkpoint import read_legend
+        from segmod.nets.weights import read_legend
 
         return read_legend(self.checkpoint) or self.datamodule.legend
 

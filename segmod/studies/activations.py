@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from segmod import figures
+from segmod import viz
 from segmod.data.crops import cut
 from segmod.data.instances import find_instances
 from segmod.ground.boxes import enlarge
@@ -84,7 +84,7 @@ class Activations:
         if not rows:
             raise UserError("study=activations: no image of the split shows an object; choose another split=...")
         sides = [f"{name}\n{seen[0][0]}" for name, seen in facts.items()]
-        figures.page(rows, directory / "activations.png", ["crop", *sides], names, side=1.6)
+        viz.page(rows, directory / "activations.png", ["crop", *sides], names, side=1.6)
         return [
             {
                 "map": name,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segmod import figures, viz
+from segmod import viz
 from segmod.data.instances import find_instances
 from segmod.ground.errors import UserError
 from segmod.ground.types import picture_of
@@ -104,4 +104,4 @@ class ObjectSizes:
             truth = viz.colour_mask(batch["mask"][0], palette)
             rows.append([image, truth, *(viz.overlay(image, prediction, palette) for prediction in predictions)])
             names.append(f"{run.classes[case.label]}, {100 * case.share:.1f} %")
-        figures.page(rows, path, ["image", "truth", *runs], names, side=2.6)
+        viz.page(rows, path, ["image", "truth", *runs], names, side=2.6)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segmod import figures, viz
+from segmod import viz
 from segmod.ground.errors import UserError
 from segmod.ground.types import picture_of
 from segmod.inference.proposals import ProposalPredictor
@@ -62,7 +62,7 @@ class ProposalCount:
                     tiles.append(viz.overlay(image, found, run.legend.palette))
             if position < self.pictures:
                 rows.append(tiles)
-        figures.page(rows, directory / "steps.png", ["image", "truth", *(f"{count}" for count in self.counts)])
+        viz.page(rows, directory / "steps.png", ["image", "truth", *(f"{count}" for count in self.counts)])
         table: list[Row] = []
         for count, metric in metrics.items():
             confusion = metric.compute()

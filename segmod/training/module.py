@@ -18,7 +18,7 @@ from segmod.ground.errors import UserError
 from segmod.ground.types import Batch, Predictor, labels_of
 from segmod.inference.dense import DensePredictor
 from segmod.metrics import SegmentationMetrics, summarise
-from segmod.nets import checkpoint
+from segmod.nets.weights import load_net
 from segmod.optim import ParamRule, param_groups, scale_groups
 
 
@@ -91,7 +91,7 @@ class SegmentationModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Start from ``init_from`` unless a checkpoint of this run is being resumed; compile if asked."""
         if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
-            checkpoint.load_net(self.net, self.init_from)
+            load_net(self.net, self.init_from)
         if self.compile_net:
             self.net.compile()
 

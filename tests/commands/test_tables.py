@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from segmod import viz
 from segmod.commands.tables import draw, footnotes, layout
 from segmod.runs import cli
-from segmod.runs.results import collect, collect_benchmarks, over_epochs
+from segmod.runs.records import collect, collect_benchmarks, over_epochs
 from segmod.runs.tables import Column, Row, Table, filled, read_tables
 
 MIOU = [Column("miou", "mIoU")]

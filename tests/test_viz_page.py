@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from segmod.figures import page
+from segmod.viz import page
 
 
 def drawn(path):

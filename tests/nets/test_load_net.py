@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from segmod.ground.errors import UserError
-from segmod.nets.checkpoint import load_net, read_weights
+from segmod.nets.weights import load_net, read_weights
 
 
 class Net(nn.Module):
