@@ -12,7 +12,7 @@ from segmod.ground.errors import UserError
 from segmod.nets.backbones import feature_maps, initialise, scaled
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import BilinearUpsample, crop
-from segmod.nets.weights import load_backbone_weights
+from segmod.nets.weights import VGG16_CLASSIFIER, load_backbone_weights
 
 # Where the reference nets crop: the first row and column kept, in pixels of the map that is cropped
 # (``voc-fcn{32s,16s,8s}/net.py`` of the authors' code).
@@ -38,7 +38,7 @@ class FCN(nn.Module):
         num_classes: Number of classes K.
         stride: Of the finest scores, in pixels: 32, 16 or 8.
         weights: Weights of VGG-16: torchvision name, file path, or None for random values; fc6 and fc7 take those of
-            the classifier's first two layers.
+            the classifier's first two layers, and stay random where there are none.
         at_once: Scale pool4 by 0.01 and pool3 by 0.0001 before they are scored, to train all strides in one stage
             (``voc-fcn8s-atonce`` of the authors' code).
         padding: ``border`` for the paper's 100 pixels around the image, ``same`` for none.
@@ -83,7 +83,7 @@ class FCN(nn.Module):
         self.dropout = nn.Dropout(0.5)
         classifier = nn.ModuleDict({"fc6": self.fc6, "fc7": self.fc7})
         initialise(classifier)
-        load_backbone_weights(classifier, weights, VGG16_Weights, {"fc6": "classifier.0", "fc7": "classifier.3"})
+        load_backbone_weights(classifier, weights, VGG16_Weights, VGG16_CLASSIFIER, optional=list(VGG16_CLASSIFIER))
         self.score_fr = _score(fc7, num_classes)
         if stride <= 16:
             self.upscore2 = BilinearUpsample(num_classes, 2, learn_upsample)
@@ -91,7 +91,8 @@ class FCN(nn.Module):
         if stride <= 8:
             self.upscore_pool4 = BilinearUpsample(num_classes, 2, learn_upsample)
             self.score_pool3 = _score(pool3, num_classes)
-        self.upscore = BilinearUpsample(num_classes, stride, learn_upsample)
+        # named by its stride, for those of two stages differ in size
+        self.add_module(f"upscore{stride}", BilinearUpsample(num_classes, stride, learn_upsample))
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, H, W) of an image (B, 3, H, W)."""
@@ -106,7 +107,8 @@ class FCN(nn.Module):
             skip = self.score_pool3(pool3 * self.scale_pool3)
             scores = self._join(self.upscore_pool4(scores), skip, _CROP_POOL3)  # stride 8
         offset = _CROP_IMAGE[self.stride] if self.border else self.stride // 2
-        return crop(self.upscore(scores), offset, (image.shape[2], image.shape[3])).contiguous()
+        scores = self.get_submodule(f"upscore{self.stride}")(scores)
+        return crop(scores, offset, (image.shape[2], image.shape[3])).contiguous()
 
     def _join(self, coarse: Tensor, skip: Tensor, offset: int) -> Tensor:
         """Sum of upsampled coarse scores and of the finer ones where they lie on the same pixels."""

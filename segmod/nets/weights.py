@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +16,20 @@ from torchvision.models import WeightsEnum
 from segmod.ground.errors import UserError
 from segmod.ground.palettes import Legend
 
+log = logging.getLogger(__name__)
+
 _KEY = "model.net.weights"
+
+VGG16_CLASSIFIER = {"fc6": ("classifier.0", "classifier.1"), "fc7": ("classifier.3", "classifier.4")}
+"""The first two layers of VGG-16's classifier: torchvision's names, and those of files that count its dropout first."""
 
 
 def load_backbone_weights(
     backbone: nn.Module,
     weights: str | None,
     family: type[WeightsEnum] | None = None,
-    renamed: Mapping[str, str] | None = None,
+    renamed: Mapping[str, Sequence[str]] | None = None,
+    optional: Sequence[str] = (),
 ) -> None:
     """Fill a backbone with pretrained weights, in place.
 
@@ -35,7 +42,8 @@ def load_backbone_weights(
             of a state dict (.pth) or of a Lightning checkpoint (.ckpt) of a net with this backbone, or None: keep the
             random initial values.
         family: The torchvision weights that fit this backbone; None where there are none.
-        renamed: Prefixes of the backbone's names and torchvision's for them, such as ``{"fc6": "classifier.0"}``.
+        renamed: Prefixes of the backbone's names and those that files have for them, ``{"fc6": ["classifier.0"]}``.
+        optional: Prefixes of names that the weights may lack: these keep their random values, which is told in a line.
 
     Raises:
         UserError: Unknown name, missing or broken file, failed download, or weights of another architecture.
@@ -44,9 +52,14 @@ def load_backbone_weights(
         return
     state = _read(str(weights), family)
     remedy = f"choose weights of this backbone: {_choices(family)}"
+    kept: list[str] = []
     with torch.no_grad():
         for name, own in backbone.state_dict().items():
-            given = state.get(name, state.get(_theirs(name, renamed or {})))
+            given = next((state[other] for other in _names_of(name, renamed or {}) if other in state), None)
+            # torchvision fills what it has no values for with NaN
+            if name.startswith(tuple(optional)) and (given is None or not given.isfinite().all()):
+                kept.append(name)
+                continue
             if given is None:
                 raise UserError(f"{_KEY}={weights} holds no '{name}': {remedy}")
             fully_connected = given.dim() == 2 and own.dim() == 4 and given.numel() == own.numel()
@@ -54,9 +67,12 @@ def load_backbone_weights(
                 raise UserError(
                     f"{_KEY}={weights} has {tuple(given.shape)} for '{name}', not {tuple(own.shape)}: {remedy}"
                 )
-            if not given.isfinite().all():  # torchvision fills what it has no values for with NaN
+            if not given.isfinite().all():
                 raise UserError(f"{_KEY}={weights} has no values for '{name}': {remedy}")
             own.copy_(given.reshape(own.shape))
+    if kept:
+        parts = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in kept))
+        log.warning("%s=%s has no %s: random values there", _KEY, weights, parts)
 
 
 def _read(weights: str, family: type[WeightsEnum] | None) -> dict[str, Tensor]:
@@ -78,10 +94,11 @@ def _read(weights: str, family: type[WeightsEnum] | None) -> dict[str, Tensor]:
     return {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
 
 
-def _theirs(name: str, renamed: Mapping[str, str]) -> str:
-    """Torchvision's name for a backbone's name."""
+def _names_of(name: str, renamed: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A backbone's name, and those that files have for it."""
     part, _, rest = name.partition(".")
-    return f"{renamed.get(part, part)}.{rest}"
+    yield name
+    yield from (f"{other}.{rest}" for other in renamed.get(part, ()))
 
 
 def _choices(family: type[WeightsEnum] | None) -> str:

@@ -6,6 +6,7 @@ from torch import nn
 from segmod.ground.errors import UserError
 from segmod.nets.fcn import FCN
 from segmod.nets.ops import bilinear_kernel
+from segmod.nets.weights import load_net
 
 STRIDES = (32, 16, 8)
 
@@ -161,9 +162,18 @@ def test_at_once_scales_the_pools_before_their_scores():
 def test_upsampling_is_learned_only_when_asked():
     frozen = {name for name, _ in small(8).named_parameters()}
     learned = {name for name, _ in small(8, learn_upsample=True).named_parameters()}
-    assert learned - frozen == {"upscore2.weight", "upscore_pool4.weight", "upscore.weight"}
+    assert learned - frozen == {"upscore2.weight", "upscore_pool4.weight", "upscore8.weight"}
     image = 255 * torch.rand(1, 3, 40, 40)
     torch.testing.assert_close(small(8, learn_upsample=True)(image), small(8)(image))
+
+
+@pytest.mark.parametrize("stride", [16, 8])
+def test_a_stage_starts_from_the_one_before_with_learned_kernels_too(stride, tmp_path):
+    coarse, fine = (small(s, learn_upsample=True) for s in (stride * 2, stride))
+    torch.save(coarse.state_dict(), tmp_path / "coarse.pth")
+    transfer = load_net(fine, tmp_path / "coarse.pth")
+    assert f"upscore{stride}.weight" in transfer.new
+    assert transfer.dropped == (f"upscore{stride * 2}.weight",)
 
 
 @pytest.mark.parametrize(("options", "key"), [({"stride": 4}, "stride"), ({"padding": "none"}, "padding")])

@@ -7,6 +7,7 @@ from torchvision.models import VGG11_Weights, VGG16_Weights
 
 from segmod.ground.errors import UserError
 from segmod.nets.backbones import feature_maps, weights_family
+from segmod.nets.deconvnet import DeconvNet
 from segmod.nets.fcn import FCN
 from segmod.nets.weights import load_backbone_weights
 
@@ -128,10 +129,37 @@ def test_weights_of_another_architecture(tmp_path):
 
 
 def test_weights_without_values_are_refused(tmp_path):
-    # torchvision's VGG16_Weights.IMAGENET1K_FEATURES has NaN for the classifier
-    state = torchvision_vgg16(width=0.02)
-    state["classifier.0.weight"].fill_(float("nan"))
+    state = vgg11().state_dict()
+    state["features.3.weight"] = state["features.3.weight"] * float("nan")
     torch.save(state, tmp_path / "vgg.pth")
-    with pytest.raises(UserError, match=r"no values for 'fc6\.weight'.*IMAGENET1K_V1"):
-        FCN(5, weights=str(tmp_path / "vgg.pth"), width=0.02)
+    with pytest.raises(UserError, match=r"no values for 'features\.3\.weight'.*IMAGENET1K_V1"):
+        load(vgg11(), str(tmp_path / "vgg.pth"))
+
+
+@pytest.mark.parametrize("build", [FCN, DeconvNet])
+def test_features_alone_leave_the_classifier_random_and_say_so(build, tmp_path, caplog):
+    state = torchvision_vgg16(width=0.02)
+    features = {name: tensor for name, tensor in state.items() if name.startswith("features")}
+    # torchvision's VGG16_Weights.IMAGENET1K_FEATURES has NaN for the classifier
+    without_values = state | {name: state[name] * float("nan") for name in state if name.startswith("classifier")}
     assert "IMAGENET1K_FEATURES" in VGG16_Weights.__members__
+    for given in (features, without_values):
+        torch.save(given, tmp_path / "vgg.pth")
+        caplog.clear()
+        net = build(5, weights=str(tmp_path / "vgg.pth"), width=0.02)
+        assert all(parameter.isfinite().all() for parameter in net.parameters())
+        assert caplog.messages == [f"model.net.weights={tmp_path / 'vgg.pth'} has no fc6, fc7: random values there"]
+    caplog.clear()
+    torch.save(state, tmp_path / "vgg.pth")
+    build(5, weights=str(tmp_path / "vgg.pth"), width=0.02)
+    assert not caplog.messages
+
+
+def test_a_file_that_counts_the_dropout_first_fits(tmp_path):
+    """``classifier.1`` and ``.4`` in place of torchvision's ``.0`` and ``.3``, as conversions from Caffe have them."""
+    state = torchvision_vgg16(width=0.02)
+    moved = {name.replace("classifier.0", "classifier.1").replace("classifier.3", "classifier.4") for name in state}
+    torch.save({new: state[old] for old, new in zip(sorted(state), sorted(moved), strict=True)}, tmp_path / "caffe.pth")
+    net = FCN(5, weights=str(tmp_path / "caffe.pth"), width=0.02)
+    assert torch.equal(net.fc6.bias, state["classifier.0.bias"])
+    assert torch.equal(net.fc7.bias, state["classifier.3.bias"])
