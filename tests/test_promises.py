@@ -24,6 +24,7 @@ from segmod.runs.instantiate import check, instantiate
 
 SCRIPTS = Path(sys.executable).parent
 UNET = Path(__file__).parent / "own_net"
+README = (Path(__file__).parents[1] / "README.md").read_text()
 
 LEAVES = '''
 """Leaves of 29 trees on the ground: photographs and masks in a folder for each split."""
@@ -169,6 +170,11 @@ def test_mistakes_in_data_of_ones_own_are_told_in_one_line(home: Path, segmod: A
         error = capfd.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+def test_the_readme_says_all_that_the_config_of_a_net_needs() -> None:
+    yaml = (UNET / "conf/model/unet.yaml").read_text()
+    assert f"`conf/model/unet.yaml`:\n\n```yaml\n{yaml}```" in README
 
 
 def test_a_net_of_ones_own_is_trained_evaluated_and_predicted_with(
