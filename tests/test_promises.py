@@ -1,8 +1,9 @@
-"""What README and ARCHITECTURE promise to who brings data or a loss: one class and one yaml, nothing else."""
+"""What README and ARCHITECTURE promise to who brings data, a net or a loss: one class and one yaml, nothing else."""
 
 import csv
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from segmod.data.transforms import EvalTransform
 from segmod.runs.cli import CONF_DIR
 from segmod.runs.folders import register_resolvers
 from segmod.runs.instantiate import check, instantiate
+
+SCRIPTS = Path(sys.executable).parent
+UNET = Path(__file__).parent / "own_net"
+README = (Path(__file__).parents[1] / "README.md").read_text()
 
 LEAVES = '''
 """Leaves of 29 trees on the ground: photographs and masks in a folder for each split."""
@@ -101,7 +106,7 @@ def write_leaves(root: Path) -> None:
 def home(segmod: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder a user works in, with modules and configs of their own."""
     monkeypatch.setattr("sys.path", [*sys.path])
-    for module in ("leaves", "losses_of_mine"):  # of another test
+    for module in ("leaves", "losses_of_mine", "unet"):  # of another test
         monkeypatch.delitem(sys.modules, module, raising=False)
     for name, content in {
         "leaves.py": LEAVES,
@@ -165,6 +170,42 @@ def test_mistakes_in_data_of_ones_own_are_told_in_one_line(home: Path, segmod: A
         error = capfd.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+def test_the_readme_says_all_that_the_config_of_a_net_needs() -> None:
+    yaml = (UNET / "conf/model/unet.yaml").read_text()
+    assert f"`conf/model/unet.yaml`:\n\n```yaml\n{yaml}```" in README
+
+
+def test_a_net_of_ones_own_is_trained_evaluated_and_predicted_with(
+    home: Path, segmod: Any, small: tuple[str, ...], capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in ("unet.py", "conf/model/unet.yaml"):
+        (home / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(UNET / file, home / file)
+    short = [word for word in small if not word.startswith(("model.", "trainer.max_epochs"))]
+    command = [SCRIPTS / "segmod-train", "--config-dir", "conf", "model=unet", *short, "trainer.max_steps=1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = home.glob("runs/unet-synthetic/**/seed0")
+    trained = json.loads((run / "metrics.json").read_text())
+    assert trained["step"] == 1
+
+    assert segmod("evaluate", f"run={run}", "trainer=cpu", "trainer.enable_progress_bar=false") == 0
+    (evaluated,) = run.glob("evaluation/*/metrics.json")
+    assert json.loads(evaluated.read_text())["iou"] == trained["iou"]
+    picture = next((run / "pictures").glob("**/*.png"))
+    assert segmod("predict", f"run={run}", f"input={picture}", "output=out", "device=cpu") == 0
+    assert (home / "out" / "masks" / picture.name).exists()
+
+    (home / "unet.py").unlink()
+    monkeypatch.delitem(sys.modules, "unet")
+    capfd.readouterr()
+    assert segmod("evaluate", f"run={run}") == 1
+    assert capfd.readouterr().err == (
+        "segmod: error: model.net._target_=unet.UNet: cannot be imported (No module named 'unet'): "
+        "run from the folder that holds unet.py, or name it in PYTHONPATH\n"
+    )
 
 
 @pytest.mark.skipif(not (CONF_DIR / "loss").is_dir(), reason="there is no config group loss yet")

@@ -106,10 +106,20 @@ def _choices(family: type[WeightsEnum] | None) -> str:
 
 
 class Transfer(NamedTuple):
-    """What `load_net` did not copy."""
+    """Names of what `load_net` copied, and of what it did not."""
 
-    new: tuple[str, ...]  # names only the net has: they keep their initial values
-    dropped: tuple[str, ...]  # names only the checkpoint has
+    copied: tuple[str, ...]
+    new: tuple[str, ...]  # only the net has them: they keep their initial values
+    dropped: tuple[str, ...]  # only the checkpoint has them
+
+    def __str__(self) -> str:
+        """Counts and a few names, for a log."""
+        parts = [f"{len(self.copied)} tensors copied"]
+        if self.new:
+            parts.append(f"{len(self.new)} that it lacks keep their initial values ({_some(self.new)})")
+        if self.dropped:
+            parts.append(f"{len(self.dropped)} that this net lacks are left out ({_some(self.dropped)})")
+        return "; ".join(parts)
 
 
 def load_net(net: nn.Module, path: str | Path, strict: bool = False) -> Transfer:
@@ -121,7 +131,7 @@ def load_net(net: nn.Module, path: str | Path, strict: bool = False) -> Transfer
         strict: Whether a name that only one side has is an error (evaluation) or is left alone (the next stage).
 
     Returns:
-        The names that were not copied.
+        The names that were copied, and those that were not.
 
     Raises:
         UserError: Missing or broken file, no name in common, shapes that differ, or with ``strict`` a lone name.
@@ -135,6 +145,7 @@ def load_net(net: nn.Module, path: str | Path, strict: bool = False) -> Transfer
         if given[name].shape != own[name].shape:
             raise UserError(_mismatch(path, name, given[name], own[name], getattr(net, "num_classes", None)))
     transfer = Transfer(
+        copied=tuple(shared),
         new=tuple(name for name in own if name not in given),
         dropped=tuple(name for name in given if name not in own),
     )

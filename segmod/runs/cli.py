@@ -60,10 +60,29 @@ def entry(name: str) -> Callable[[], None]:
             after = getattr(sys.modules.get(f"segmod.commands.{name}"), "after", None)
             if after is not None and returned:
                 after(returned)
+            code = 0
         except BaseException as error:
-            sys.exit(_report(error, name))
+            code = _report(error, name)
+        if _reader_left() and code == 0:
+            code = 128 + signal.SIGPIPE
+        if code:
+            sys.exit(code)
 
     return main
+
+
+def _reader_left(text: str = "") -> bool:
+    """Whether nobody reads stdout to its end, as with ``| head``; what it still holds is written, or leads to nowhere.
+
+    Args:
+        text: Written too, where stdout may hold nothing that would show it.
+    """
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more as it ends
+        return True
+    return False
 
 
 def _run_job(name: str, returned: list[Any], cfg: DictConfig) -> Any:
@@ -139,6 +158,8 @@ def _report(error: BaseException, config_name: str) -> int:
         how_on += " from the last checkpoint" if config_name == "train" else ""
         sys.stderr.write(f"segmod: stopped by signal {signum}{how_on}\n")
         return 128 + signum
+    if isinstance(error, BrokenPipeError) and _reader_left("\n"):
+        return 128 + signal.SIGPIPE
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     while not isinstance(error, UserError) and isinstance(error.__cause__, UserError):

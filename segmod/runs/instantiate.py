@@ -116,8 +116,17 @@ def _locate(path: str, key: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = hydra.utils.get_object(path)
     except Exception as error:
-        reason = str(error.__cause__ or error).partition("\n")[0] or type(error).__name__
-        raise BuildError(f"{key}._target_={path}: cannot be imported ({reason})") from error
+        cause = error.__cause__ or error
+        reason = str(cause).partition("\n")[0] or type(error).__name__
+        message = f"{key}._target_={path}: cannot be imported ({reason})"
+        module = path.partition(".")[0]
+        if (
+            isinstance(cause, ModuleNotFoundError) and cause.name == module
+        ):  # of the user's own, in no version of segmod
+            raise UserError(
+                f"{message}: run from the folder that holds {module}.py, or name it in PYTHONPATH"
+            ) from error
+        raise BuildError(message) from error
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from segmod.inference.dense import DensePredictor
 from segmod.metrics import SegmentationMetrics, summarise
 from segmod.nets.weights import load_net
 from segmod.optim import ParamRule, param_groups, scale_groups
+
+log = logging.getLogger(__name__)
 
 
 class SegmentationModule(L.LightningModule):
@@ -91,7 +94,9 @@ class SegmentationModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Start from ``init_from`` unless a checkpoint of this run is being resumed; compile if asked."""
         if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
-            load_net(self.net, self.init_from)
+            transfer = load_net(self.net, self.init_from)
+            if self.trainer.is_global_zero:
+                log.info("init_from %s: %s", self.init_from, transfer)
         if self.compile_net:
             self.net.compile()
 

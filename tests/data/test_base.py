@@ -8,7 +8,7 @@ import torch
 
 from segmod.data.base import Dataset, Split
 from segmod.data.passes import verify
-from segmod.data.transforms import EvalTransform
+from segmod.data.transforms import EvalTransform, TrainTransform
 from segmod.ground.errors import UserError
 from segmod.ground.palettes import VOC_PALETTE, Legend
 
@@ -85,6 +85,24 @@ def test_messages_name_the_files_where_there_are_any(monkeypatch):
 def test_images_are_told_apart_by_their_names():
     with pytest.raises(UserError, match=r"Fields val: two images are called b"):
         fields(names=("a", "b", "c", "b"))
+
+
+def test_augmentation_is_decided_by_seed_epoch_and_index():
+    # Both images are one and the same, so that nothing else can tell their crops apart.
+    image = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)
+    transform = TrainTransform(crop_size=8)
+
+    def crop(seed: int, epoch: int, index: int) -> torch.Tensor:
+        class Same(Fields):
+            def read(self, split, name):
+                return image, np.zeros((40, 50), np.uint8)
+
+        return Split(Same(), "train", transform, seed)[epoch, index]["image"]
+
+    first = crop(0, 0, 0)
+    assert torch.equal(crop(0, 0, 0), first)
+    for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        assert not torch.equal(crop(*other), first)
 
 
 def test_arrays_that_a_data_set_keeps_are_not_changed():

@@ -101,6 +101,19 @@ def proposals(name: str, image, mask=None) -> np.ndarray:
     return np.array([[4, 4, 20, 12, 0.9], [0, 0, 30, 20, 0.8]], np.float32)  # IoU 64 / 128 with each object, and less
 
 
+def test_an_image_of_void_alone_has_no_box(monkeypatch):
+    image, void = np.zeros((20, 30, 3), np.uint8), np.full((20, 30), 255, np.uint8)
+    one = np.ones_like(void)  # a drawn object of which no pixel has a class
+    monkeypatch.setattr(Pets, "read", lambda self, split, name: (image, void))
+    monkeypatch.setattr(Pets, "read_objects", lambda self, split, name: one if self.drawn else None)
+
+    def never(name: str, image, mask=None):
+        raise AssertionError("nothing here that a proposal could overlap")
+
+    for drawn in (True, False):
+        assert len(found(pets(drawn=drawn))) == len(found(pets(drawn=drawn), proposals=never)) == 0
+
+
 @pytest.mark.parametrize(("include", "count"), [(True, 3), (False, 1)])
 def test_proposals_with_and_without_the_objects_own_boxes(include, count):
     boxes = found(pets(), proposals=proposals, include_objects=include)

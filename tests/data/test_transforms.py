@@ -1,8 +1,9 @@
+import albumentations as A
 import numpy as np
 import pytest
 import torch
 
-from segmod.data.transforms import EvalTransform, TrainTransform
+from segmod.data.transforms import EvalTransform, TrainTransform, reseed
 from segmod.ground.errors import UserError
 from segmod.ground.types import IGNORE_INDEX
 
@@ -142,3 +143,29 @@ def test_evaluation_keeps_the_size_or_squashes():
 def test_impossible_values_name_their_key(keys, message):
     with pytest.raises(UserError, match=message):
         TrainTransform(**keys)
+
+
+def test_masks_are_resized_by_their_nearest_pixel():
+    # classes 2 and 200 along a diagonal: anything between them would be a class that is not there
+    mask = np.where(np.tri(30, 40, dtype=bool), np.uint8(2), np.uint8(200))
+    image = np.repeat(mask[:, :, None], 3, axis=2)
+    for transform, padded in (
+        (TrainTransform(scale=(1.7, 1.7), hflip=0), False),
+        (TrainTransform(crop_size=24, scale=(0.6, 0.6), hflip=0, pad="black"), True),  # 18 x 24 pixels
+        (TrainTransform(squash=33, hflip=0), False),
+        (EvalTransform(squash=33), False),
+    ):
+        out = transform(image, mask, (0, 0, 0))
+        assert out.mask.unique().tolist() == [2, 200] + [IGNORE_INDEX] * padded
+        assert set(range(3, 200)) & set(out.image.unique().tolist())  # the image is resized bilinearly
+
+
+def test_steps_of_a_pipeline_draw_apart():
+    # Two steps of one kind draw from generators of one kind: with one seed for both they would always agree.
+    steps = A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])
+    image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1).repeat(3, axis=2)
+    seen = set()
+    for index in range(40):
+        reseed(steps, (0, 0, index))
+        seen.add(int(steps(image=image)["image"][0, 0, 0]))
+    assert seen == {0, 1, 2, 3}  # the corner that comes to lie first: as it was, either flip alone, both

@@ -1,5 +1,9 @@
-"""What every net keeps to, whatever its paper: each model of conf/model is found and tested by itself."""
+"""What every net keeps to, whatever its paper: each model of conf/model is found and tested by itself.
 
+So is the net that a user adds: the U-Net in tests/own_net, which has no more than the README asks for.
+"""
+
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -9,15 +13,15 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-CONF = Path(__file__).parents[2] / "conf"
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+UNET = Path(__file__).parents[1] / "own_net"
+FILES = {path.stem: path for conf in (UNET.parents[1] / "conf", UNET / "conf") for path in conf.glob("model/*.yaml")}
 CLASSES = 4
 SIZE = (45, 67)  # odd on purpose
 
 
 def config(model):
     """The composed ``model`` node; a yaml without packages of its own is merged over those it names."""
-    loaded = OmegaConf.load(CONF / "model" / f"{model}.yaml")
+    loaded = OmegaConf.load(FILES[model])
     parents = [parent for parent in loaded.pop("defaults", []) if parent != "_self_" and isinstance(parent, str)]
     return OmegaConf.merge(*(config(parent) for parent in parents), loaded)
 
@@ -26,11 +30,14 @@ def config(model):
 def built(model):
     node = config(model).model.net
     node.num_classes = CLASSES  # in a run those of the data
-    node.weights = None
+    if "weights" in node:
+        node.weights = None
     if "width" in node:
         node.width = 0.03  # same structure, fewer channels
     torch.manual_seed(0)
-    return instantiate(node, _convert_="all")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(UNET)])
+        return instantiate(node, _convert_="all")
 
 
 @pytest.fixture
@@ -43,7 +50,7 @@ def net(request):
     return net.eval()
 
 
-pytestmark = pytest.mark.parametrize("net", MODELS, indirect=True)
+pytestmark = pytest.mark.parametrize("net", sorted(FILES), indirect=True)
 
 
 def size_for(net, size=SIZE):
@@ -70,6 +77,11 @@ def test_logits_are_finite_and_no_probabilities(net):
         logits = net(image(net))
     assert logits.isfinite().all()
     assert not torch.allclose(logits.sum(1), torch.ones(2, *size_for(net)))
+
+
+def test_an_image_is_bytes_or_floats(net):
+    with torch.no_grad():
+        assert torch.equal(net(image(net).float()), net(image(net)))
 
 
 def test_gradients_reach_every_trainable_parameter(net):

@@ -26,7 +26,8 @@ def lightning_file(path, net):
 def test_equal_names_are_copied(tmp_path):
     source, target = Net(), Net()
     transfer = load_net(target, lightning_file(tmp_path / "a.ckpt", source))
-    assert transfer == ((), ())
+    assert transfer == (tuple(source.state_dict()), (), ())
+    assert str(transfer) == "4 tensors copied"
     for name, tensor in source.state_dict().items():
         assert torch.equal(target.state_dict()[name], tensor)
 
@@ -37,6 +38,7 @@ def test_the_next_stage_keeps_its_new_layers(tmp_path):
     transfer = load_net(target, lightning_file(tmp_path / "a.ckpt", source))
     assert transfer.new == ("skip.weight", "skip.bias")
     assert transfer.dropped == ()
+    assert str(transfer) == ("4 tensors copied; 2 that it lacks keep their initial values (skip.weight, skip.bias)")
     assert torch.equal(target.skip.weight, before)
     assert torch.equal(target.score.weight, source.score.weight)
 
@@ -44,6 +46,7 @@ def test_the_next_stage_keeps_its_new_layers(tmp_path):
 def test_layers_the_net_has_not_are_dropped(tmp_path):
     transfer = load_net(Net(), lightning_file(tmp_path / "a.ckpt", Net(extra=True)))
     assert transfer.dropped == ("skip.weight", "skip.bias")
+    assert str(transfer) == "4 tensors copied; 2 that this net lacks are left out (skip.weight, skip.bias)"
 
 
 @pytest.mark.parametrize(("mine", "theirs"), [(False, True), (True, False)])

@@ -1,5 +1,6 @@
 """A user's mistake is told in one line that names the key or file, before any work is done."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -182,3 +183,21 @@ def test_help_tells_of_the_command_and_its_keys_and_needs_no_torch(name: str) ->
     keys = [key for key in keys if name == "train" or key not in ("name", "seed")]  # elsewhere for a logger or the data
     told = " ".join(line for line in done.stdout.splitlines() if "=" in line)
     assert [key for key in keys if f" {key}=" not in told] == []
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("what", [["--help"], ["--cfg", "job"]], ids=" ".join)
+def test_who_reads_no_further_is_left_in_peace(what: list[str], unbuffered: str) -> None:
+    """As ``| head`` does: 141 is 128 + SIGPIPE."""
+    command = [sys.executable, "-m", "segmod", "train", *what]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        error = process.communicate(timeout=60)[1]
+    assert (process.returncode, error) == (141, b"")
+
+
+def test_another_broken_pipe_is_an_error_like_any(capfd: Any) -> None:
+    assert cli._report(BrokenPipeError(32, "Broken pipe"), "train") == 1
+    assert "BrokenPipeError: [Errno 32]" in capfd.readouterr().err

@@ -36,16 +36,22 @@ Train = Callable[..., L.Trainer]
 
 @pytest.fixture
 def train(tmp_path: Path) -> Train:
-    """``train(logger, callbacks)`` trains two epochs of two steps, and returns the trainer."""
+    """``train(logger, callbacks)`` trains two epochs of two steps, a `PixelNet` by default, and returns the trainer."""
 
     def run(
-        logger: Any, callbacks: list[L.Callback], max_epochs: int | None = 2, progress: bool = False, **options: Any
+        logger: Any,
+        callbacks: list[L.Callback],
+        max_epochs: int | None = 2,
+        progress: bool = False,
+        module: SegmentationModule | None = None,
+        **options: Any,
     ) -> L.Trainer:
         L.seed_everything(0, verbose=False)
         scenes = SyntheticScenes(32, train_images=4, val_images=3, num_classes=5)
         data = SegmentationDataModule(scenes, batch_size=2, num_workers=0, hflip=0.0)
-        optimizer = partial(torch.optim.SGD, lr=0.1)
-        module = SegmentationModule(PixelNet(), nn.CrossEntropyLoss(ignore_index=255), optimizer)
+        if module is None:
+            optimizer = partial(torch.optim.SGD, lr=0.1)
+            module = SegmentationModule(PixelNet(), nn.CrossEntropyLoss(ignore_index=255), optimizer)
         trainer = L.Trainer(
             max_epochs=max_epochs,
             accelerator="cpu",

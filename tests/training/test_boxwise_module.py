@@ -50,6 +50,8 @@ def test_void_pixels_have_no_vote():
     # columns 0 to 2 hold 3 void, 7 7 5 and 7 5 5: a tie of 7 and 5; columns 3 to 5 3 void, 5 5 0 and 0 0 7
     assert box_labels(mask[:, :, :3], 1).tolist() == [[[5]]]
     assert box_labels(mask[:, :, 3:], 1).tolist() == [[[0]]]
+    # 4 void, 3 of 5 and 2 of 7: the most are void, but not more than half
+    assert box_labels(torch.tensor([[[255, 255, 5], [255, 255, 5], [7, 7, 5]]]), 1).tolist() == [[[5]]]
 
 
 def test_boxes_have_the_borders_of_adaptive_pooling():

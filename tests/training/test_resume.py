@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import pytest
 import torch
 
 from segmod.ground.errors import UserError
+from segmod.metrics import summarise
 from segmod.runs import cli
 from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints
 
+OWN_NET = Path(__file__).parents[1] / "own_net"
 OVERRIDES = (
     "trainer.max_epochs=3",
     "trainer.val_check_interval=3",
@@ -139,6 +143,46 @@ def test_accumulated_gradients_survive(segmod: Any, small: tuple[str, ...], monk
             segmod(*command, "runs=cut")
     assert segmod(*command, "runs=cut") == 0
     assert_equal_runs(the_run(Path("whole")), the_run(Path("cut")))
+
+
+def test_dropout_goes_on_as_it_would_have(segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off in the middle of an epoch, a net that drops half of its features drops the same ones afterwards."""
+    monkeypatch.syspath_prepend(OWN_NET)
+    words = [word for word in small if not word.startswith("model.")] + ["callbacks.checkpoints.every_n_steps=1"]
+    command = ("train", "--config-dir", str(OWN_NET / "conf"), "model=unet", "+model.net.dropout=0.5", *words)
+    assert segmod(*command, "runs=whole") == 0
+    with monkeypatch.context() as patch:
+        crash_at(patch, "on_train_batch_end", 6)  # the second of four batches of the second epoch
+        with pytest.raises(Crash):
+            segmod(*command, "runs=cut")
+    assert segmod(*command, "runs=cut") == 0
+    assert_equal_runs(the_run(Path("whole")), the_run(Path("cut")))
+
+
+def test_what_comes_after_a_resume_must_beat_the_best_before_it(
+    segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *small, "trainer.max_epochs=4", "callbacks.checkpoints.every_n_steps=1")
+
+    def score(*values: float) -> None:
+        """Let validations find these, the last one for ever."""
+        coming = chain(values, repeat(values[-1]))
+
+        def scripted(confusion: torch.Tensor) -> Any:
+            return replace(summarise(confusion), miou=next(coming))
+
+        monkeypatch.setattr("segmod.training.module.summarise", scripted)
+
+    score(0.0, 0.2, 0.9)  # the first of all is of untrained weights
+    with monkeypatch.context() as patch:
+        crash_at(patch, "on_train_batch_end", 10)  # in the third of four epochs
+        with pytest.raises(Crash):
+            segmod(*command)
+    score(0.5, 0.6)
+    assert segmod(*command) == 0
+    run = the_run(Path("runs"))
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 8  # after two epochs
+    assert json.loads((run / "metrics.json").read_text())["step"] == 8
 
 
 def test_a_finished_run_is_reported_not_repeated(whole: Path, segmod: Any, small: tuple[str, ...]) -> None:
