@@ -90,6 +90,7 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if (
         module.confusion is None or checkpoints.validated_step != step
     ):  # else the last validation was of these very weights
+        trainer.loggers = []  # the curves end with the training
         trainer.validate(module, datamodule=datamodule, ckpt_path=which, verbose=False, weights_only=True)
     trainer.strategy.barrier()
     if module.confusion is None:
