@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,11 @@ def whole(command: Any, small: tuple[str, ...], tmp_path_factory: pytest.TempPat
     return the_run(root)
 
 
-def crash_at(monkeypatch: pytest.MonkeyPatch, hook: str, count: int) -> None:
+def crash(*args: object, **kwargs: object) -> None:
+    raise Crash
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, hook: str, count: int, happen: Callable[[], None] = crash) -> None:
     """Raise `Crash` in the ``count``-th call of a hook of `Checkpoints`, before it does anything."""
     original = getattr(Checkpoints, hook, None) or getattr(L.Callback, hook)
     calls = 0
@@ -96,7 +101,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, hook: str, count: int) -> None:
         nonlocal calls
         calls += not trainer.sanity_checking and trainer.state.fn == "fit"
         if calls == count:
-            raise Crash
+            happen()
         original(self, trainer, *args, **kwargs)
 
     monkeypatch.setattr(Checkpoints, hook, crashing)
@@ -196,10 +201,6 @@ def test_a_kill_after_each_checkpoint_changes_nothing(
     assert_equal_runs(whole, the_run(Path("cut")))
 
 
-def crash(*args: object, **kwargs: object) -> None:
-    raise Crash
-
-
 @pytest.mark.parametrize(
     ("hook", "count"),
     [
@@ -223,6 +224,33 @@ def test_a_crash_changes_nothing_where_steps_end_the_training(
             segmod(*command, "runs=cut")
     assert segmod(*command, "runs=cut") == 0
     assert_equal_runs(the_run(Path("whole")), the_run(Path("cut")))
+
+
+@pytest.mark.parametrize(
+    ("hook", "count", "saved_steps"),
+    [
+        ("on_train_batch_start", 2, 2),
+        ("on_train_batch_start", 8, 4),  # a validation follows: the file from between the epochs stands
+        ("on_validation_batch_start", 4, 4),
+        ("on_train_epoch_end", 2, 8),
+        ("on_train_batch_start", 10, 8),  # the last step, which the final validation follows
+        ("on_train_end", 1, 8),
+    ],
+)
+def test_a_stop_by_a_signal_changes_nothing(
+    hook: str, count: int, saved_steps: int, segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *small, *STEPS, "callbacks.checkpoints.every_n_steps=0")
+    assert segmod(*command, "runs=whole") == 0
+    with monkeypatch.context() as patch:
+        crash_at(patch, hook, count, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert segmod(*command, "runs=cut") == 128 + signal.SIGTERM
+    run = the_run(Path("cut"))
+    assert saved(run)["global_step"] == saved_steps
+    rows = (run / "metrics.csv").read_text().splitlines()[1:]
+    assert [int(row.partition(",")[0]) for row in rows][:saved_steps] == list(range(saved_steps))
+    assert segmod(*command, "runs=cut") == 0
+    assert_equal_runs(the_run(Path("whole")), run)
 
 
 def test_accumulated_gradients_survive(segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
