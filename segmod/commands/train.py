@@ -67,8 +67,25 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         module.predictor = DensePredictor()  # a crop is scored as it is; `inference` is for whole images
     trainer, checkpoints = make_trainer(cfg)
     check_disk(run.directory, module)
-    is_new = not run.config_file.is_file()
-    claim(run, cfg)  # now that all is built, and before further ranks look at the folder
+    with claim(run, cfg) as is_new:  # now that all is built, and before further ranks look at the folder
+        try:
+            train_net(cfg, run, module, datamodule, trainer, checkpoints)
+        except UserError:  # of the data, which are opened now
+            if is_new and not trainer.global_step:
+                clear(run)
+            raise
+        return score(cfg, run, module, datamodule, trainer, checkpoints, images)
+
+
+def train_net(
+    cfg: DictConfig,
+    run: Run,
+    module: SegmentationModule,
+    datamodule: L.LightningDataModule,
+    trainer: L.Trainer,
+    checkpoints: Checkpoints,
+) -> None:
+    """Train from the start, or from where the run was cut off."""
     resumed = checkpoints.last if checkpoints.last.is_file() and not cfg.overwrite else None
     if resumed and trainer.is_global_zero:
         log.info("resuming %s", resumed)
@@ -77,19 +94,26 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
-    try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
-    except UserError:  # of the data, which are opened now
-        if is_new and trainer.is_global_zero and not trainer.global_step:
-            clear(run)
-        raise
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
 
+
+def score(
+    cfg: DictConfig,
+    run: Run,
+    module: SegmentationModule,
+    datamodule: Any,
+    trainer: L.Trainer,
+    checkpoints: Checkpoints,
+    images: SegmentationDataModule,
+) -> dict[str, Any]:
+    """Score the chosen checkpoint and record the run as finished; returns the contents of its metrics.json."""
     wall_time = checkpoints.wall_time
     which = run.checkpoint(cfg.checkpoint)
     step = checkpoints.best_step if which == checkpoints.best else trainer.global_step
     if (
         module.confusion is None or checkpoints.validated_step != step
     ):  # else the last validation was of these very weights
+        trainer.loggers = []  # the curves end with the training
         trainer.validate(module, datamodule=datamodule, ckpt_path=which, verbose=False, weights_only=True)
     trainer.strategy.barrier()
     if module.confusion is None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -48,12 +53,63 @@ def own_run(cfg: DictConfig) -> Run:
     return run
 
 
-def claim(run: Run, cfg: DictConfig) -> None:
-    """Write the config into its folder, after clearing that if ``overwrite`` says so; rank 0 does it for all."""
-    if is_leader():
+@contextmanager
+def claim(run: Run, cfg: DictConfig) -> Iterator[bool]:
+    """Hold a folder, and write the config into it, after clearing it if ``overwrite`` says so; rank 0 does it for all.
+
+    Yields:
+        Whether no run was there before, and this is rank 0.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    if not is_leader():
+        yield False
+        return
+    with _held(run.directory):
+        is_new = not run.config_file.is_file()
         if cfg.overwrite:
             clear(run)
         replace_text(run.config_file, OmegaConf.to_yaml(cfg))
+        yield is_new
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder as long as this process lives: by a lock on its file ``.lock``, which says who holds it.
+
+    The lock goes with the process, however that ends, and worker processes have no part in it; not every file system
+    tells other machines of it, so a file that another machine has left there is taken at its word.
+
+    Raises:
+        UserError: Another process holds it; names its number and its machine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    here = socket.gethostname()
+    while True:
+        with path.open("a+") as file:
+            file.seek(0)
+            host, _, pid = file.read().partition(" ")
+            holder = f"{folder} is held by process {pid or '?'} on {host or here}, which trains it"
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise UserError(f"{holder}: wait for it, or stop it and run again") from None
+            except OSError as error:  # a file system without locks
+                log.warning("%s cannot be locked (%s): see to it that nothing else trains there", folder, error)
+            if host not in ("", here):
+                raise UserError(f"{holder}: if it is no more, delete {path} and run again")
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                continue  # who held it has just removed it
+            file.truncate(0)
+            file.write(f"{here} {os.getpid()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def clear(run: Run) -> None:

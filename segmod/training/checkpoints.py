@@ -16,7 +16,15 @@ from torch import Tensor
 
 from segmod.ground.errors import UserError
 from segmod.ground.files import remove_parts, replacing
-from segmod.training.lightning_private import forget_sigterm, half_accumulated, load_loader_states, mid_epoch
+from segmod.training.lightning_private import (
+    add_hooks,
+    epoch_ends,
+    finish_resuming,
+    forget_sigterm,
+    half_accumulated,
+    resume_by_epochs,
+    validation_follows,
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -62,9 +70,10 @@ class Stopped(BaseException):
 class Checkpoints(L.Callback):
     """Keeps ``last.ckpt`` to resume from and ``best.ckpt`` by a validation metric; final weights are always validated.
 
-    Lightning does not repeat a validation that was cut short, so a state from just before one would lose it on resume.
-    Where a validation is due ``last.ckpt`` is therefore written only after it, and a run killed in a validation goes on
-    from the file before. It holds whole optimiser steps: half-accumulated gradients are never saved.
+    ``last.ckpt`` is written where nothing is half done: after whole optimiser steps whose metrics are logged, after
+    validations, after epochs whose schedules are stepped; and at the end, when all is done. Lightning does not repeat a
+    validation that was cut short, so where one is due the file is written only after it, and a run killed in a
+    validation goes on from the file before. Half-accumulated gradients are never saved.
 
     Must come after the callbacks whose state it is to save.
 
@@ -93,6 +102,8 @@ class Checkpoints(L.Callback):
         self._started = time.monotonic()
         self._saved_step = 0
         self._owed = False  # a validation came between two accumulated batches, and is not saved yet
+        self._finished = False  # nothing is left to be trained
+        self._metrics: dict[str, Tensor] = {}  # what was logged last before a resume, which schedules may ask for
         self.validated_step = -1  # optimiser steps before the last validation of this process
 
     @property
@@ -102,36 +113,53 @@ class Checkpoints(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to keep the right best checkpoint and the time."""
-        return {"best_score": self.best_score, "best_step": self.best_step, "wall_time": self.wall_time}
+        return {
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "finished": self._finished,
+            "wall_time": self.wall_time,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where the checkpoint was written."""
         self.best_score = state_dict["best_score"]
         self.best_step = state_dict["best_step"]
         self.elapsed = state_dict["wall_time"]
+        self._finished = state_dict.get("finished", False)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the metrics that plateau schedules and early stopping may ask for before the next validation."""
+        checkpoint["callback_metrics"] = dict(trainer.callback_metrics)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take them out again."""
+        self._metrics = checkpoint.get("callback_metrics", {})
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin anew; a checkpoint may then say otherwise."""
+        self._finished = False
+        self._metrics = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove what a crash left half-written here and in the folder of the run."""
+        """Remove what a crash left half-written here and in the folder of the run; train no more if all is trained."""
         if trainer.is_global_zero:
             for folder in (self.last.parent, trainer.default_root_dir):
                 remove_parts(folder)
+        add_hooks(trainer)
+        resume_by_epochs(trainer)
+        trainer.should_stop = self._finished
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock; give a resumed loader its place in the epoch.
-
-        Lightning does that itself, but not where a schedule has asked for the length of the training before: the
-        loader is then made too early. The loader starts at the first batch asked for, so now is early enough.
-        """
-        load_loader_states(trainer)
+        """Start the clock; give a resumed run its place in the epoch and its metrics."""
+        finish_resuming(trainer)
+        trainer.callback_metrics.update(self._metrics)
         self._started = time.monotonic()
         self._saved_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_logged(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``last.ckpt`` within an epoch, when its step has come."""
-        if half_accumulated(trainer) or not mid_epoch(trainer):
-            return
-        since = trainer.global_step - self._saved_step
-        if self._owed or (self.every_n_steps > 0 and since >= self.every_n_steps):
+        due = self._owed or 0 < self.every_n_steps <= trainer.global_step - self._saved_step
+        if due and not (half_accumulated(trainer) or validation_follows(trainer) or epoch_ends(trainer)):
             self.save_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -154,34 +182,34 @@ class Checkpoints(L.Callback):
         self.validated_step = trainer.global_step
         if half_accumulated(trainer):
             self._owed = True  # at the end of this step
-        elif not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        elif not epoch_ends(trainer):
             self.save_last(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_logged(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``last.ckpt`` between two epochs."""
-        if self.validated_step == trainer.global_step or not self._finishing(trainer):
+        if not trainer.fit_loop.done:
             self.save_last(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validate the final weights if the schedule of validations has left them out."""
+        """Validate the final weights if the schedule of validations has left them out; write ``last.ckpt``."""
         if self.validated_step < trainer.global_step and trainer.enable_validation:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
-        self.save_last(trainer)
+        self._finished = True
+        self._write_last(trainer)
 
     def save_last(self, trainer: L.Trainer) -> None:
         """Write ``last.ckpt`` now, once a step; every rank must call it."""
         if trainer.global_step > self._saved_step or self._owed or not self.last.exists():
-            trainer.save_checkpoint(self.last)
-            self._saved_step = trainer.global_step
-            self._owed = False
+            self._write_last(trainer)
 
-    @staticmethod
-    def _finishing(trainer: L.Trainer) -> bool:
-        by_step = 0 <= trainer.max_steps <= trainer.global_step
-        by_epoch = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
-        return by_step or by_epoch or trainer.should_stop
+    def _write_last(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:  # a resumed run logs nothing anew that lies before
+            logger.save()
+        trainer.save_checkpoint(self.last)
+        self._saved_step = trainer.global_step
+        self._owed = False
 
 
 class StopOnSignal(L.Callback):
@@ -198,6 +226,7 @@ class StopOnSignal(L.Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self._signum = 0
+        self._leaving = 0  # the signal that all ranks have agreed to heed at the end of this step
         self._step = 0
         self._before: dict[int, Any] = {}
 
@@ -226,18 +255,36 @@ class StopOnSignal(L.Callback):
         return int(signum)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Save and leave at the end of an optimiser step.
+        """Ask all ranks at the end of an optimiser step.
 
         Raises:
-            Stopped: A signal has come.
+            Stopped: A signal has come, and a validation would follow.
         """
         if trainer.global_step == self._step:
             return  # between two accumulated batches
         self._step = trainer.global_step
+        self._leaving = self._asked(trainer, pl_module)
+        if self._leaving and validation_follows(trainer):
+            raise Stopped(self._leaving)
+
+    def on_train_batch_logged(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save and leave, within an epoch.
+
+        Raises:
+            Stopped: A signal has come.
+        """
+        if self._leaving and not epoch_ends(trainer):
+            self.checkpoints.save_last(trainer)
+            raise Stopped(self._leaving)
+
+    def on_train_epoch_logged(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave between two epochs; `Checkpoints` has just saved.
+
+        Raises:
+            Stopped: A signal has come.
+        """
         signum = self._asked(trainer, pl_module)
-        if signum:
-            if mid_epoch(trainer):
-                self.checkpoints.save_last(trainer)
+        if signum and not trainer.fit_loop.done:
             raise Stopped(signum)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -250,19 +297,27 @@ class StopOnSignal(L.Callback):
             raise Stopped(self._signum)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave after a validation; `Checkpoints` has just saved.
+        """Leave after a validation within an epoch; `Checkpoints` has just saved.
 
         Raises:
             Stopped: A signal has come.
         """
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not half_accumulated(trainer):
+        within = trainer.state.fn == "fit" and not trainer.sanity_checking and not epoch_ends(trainer)
+        if within and not half_accumulated(trainer):
             signum = self._asked(trainer, pl_module)
             if signum:
                 raise Stopped(signum)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the signals back, before Lightning does the same for the handlers it had replaced itself."""
+        """Give the signals back, before Lightning does the same for the handlers it had replaced itself.
+
+        Raises:
+            Stopped: A signal has come; `Checkpoints` has just saved.
+        """
         self._give_back()
+        signum = self._asked(trainer, pl_module)
+        if signum:
+            raise Stopped(signum)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Likewise."""

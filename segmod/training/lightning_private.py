@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,10 +19,15 @@ _LAUNCHERS = (
 )
 NAMES = (
     *(f"{launcher}._hydra_subprocess_cmd" for launcher in _LAUNCHERS),
+    "lightning.pytorch.loops._Loop._restarting",
     "lightning.pytorch.loops._FitLoop._data_fetcher",
+    "lightning.pytorch.loops._FitLoop._iteration_based_training",
     "lightning.pytorch.loops._FitLoop._load_combined_loader_states",
+    "lightning.pytorch.loops._FitLoop.on_advance_end",
+    "lightning.pytorch.loops._TrainingEpochLoop._is_training_done",
     "lightning.pytorch.loops._TrainingEpochLoop._should_accumulate",
     "lightning.pytorch.loops._TrainingEpochLoop._should_check_val_fx",
+    "lightning.pytorch.loops._TrainingEpochLoop.on_advance_end",
     "lightning.pytorch.Trainer._signal_connector",
     "lightning.pytorch.callbacks.RichProgressBar._get_train_description",  # `segmod.training.progress` has its own
     "lightning.pytorch.loggers.WandbLogger._experiment",  # the W&B run that the logger's own methods log to
@@ -40,9 +46,45 @@ def start_ranks_by(command: Callable[[int], tuple[Sequence[str], str]]) -> None:
         setattr(import_module(launcher), "_hydra_subprocess_cmd", command)  # noqa: B010 (no attribute mypy knows)
 
 
-def load_loader_states(trainer: L.Trainer) -> None:
-    """Give the training loader its place in the epoch, from the checkpoint that is being resumed."""
+def add_hooks(trainer: L.Trainer) -> None:
+    """Give callbacks two hooks that Lightning lacks, at which nothing is half done; to be called in ``on_fit_start``.
+
+    ``on_train_batch_logged(trainer, pl_module)`` comes when the metrics of a batch are logged and the validation that
+    was due after it is over, ``on_train_epoch_logged(trainer, pl_module)`` when the metrics of an epoch are logged, its
+    early stopping is decided and its plateau schedule is stepped. Lightning's own last hooks come before all that.
+    """
+    for loop, hook in (
+        (trainer.fit_loop.epoch_loop, "on_train_batch_logged"),
+        (trainer.fit_loop, "on_train_epoch_logged"),
+    ):
+        setattr(loop, "on_advance_end", partial(_end_advance, trainer, loop, hook))  # noqa: B010 (a method, for mypy)
+
+
+def _end_advance(trainer: Any, loop: Any, hook: str, *args: Any) -> None:
+    type(loop).on_advance_end(loop, *args)
+    for callback in trainer.callbacks:
+        if hasattr(callback, hook):
+            getattr(callback, hook)(trainer, trainer.lightning_module)
+
+
+def resume_by_epochs(trainer: L.Trainer) -> None:
+    """Let a training that ends after ``max_steps`` be resumed as one that ends after ``max_epochs``.
+
+    Lightning would take an epoch that was over for one that was cut off, and give it another step. To be called in
+    ``on_fit_start``, that is before the state of the loops is loaded.
+    """
+    setattr(trainer.fit_loop, "_iteration_based_training", lambda: False)  # noqa: B010 (a method, for mypy)
+
+
+def finish_resuming(trainer: L.Trainer) -> None:
+    """Do what Lightning leaves undone when it resumes in the middle of an epoch; to be called in ``on_train_start``.
+
+    The loader has no place in the epoch yet where a schedule has asked for the length of the training before: it was
+    then made too early. It starts at the first batch asked for, so now is early enough. And a plateau schedule would
+    not be stepped at the end of the epoch.
+    """
     trainer.fit_loop._load_combined_loader_states()
+    trainer.fit_loop._restarting = False
 
 
 def half_accumulated(trainer: L.Trainer) -> bool:
@@ -50,11 +92,15 @@ def half_accumulated(trainer: L.Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
-def mid_epoch(trainer: L.Trainer) -> bool:
-    """Whether the training batch that has just ended is followed by another one, and not by a validation."""
+def validation_follows(trainer: L.Trainer) -> bool:
+    """Whether the training batch that has just ended is, or was, followed by a validation."""
     loop = trainer.fit_loop
-    validates = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-    return not (validates or loop.epoch_loop.batch_progress.is_last_batch)
+    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def epoch_ends(trainer: L.Trainer) -> bool:
+    """Whether the training batch that has just ended is the last one of its epoch, or of the training."""
+    return trainer.fit_loop.epoch_loop._is_training_done or trainer.should_stop
 
 
 def forget_sigterm(trainer: L.Trainer) -> None:

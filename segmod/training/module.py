@@ -115,10 +115,16 @@ class SegmentationModule(L.LightningModule):
             torch.cuda.manual_seed(seed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the labels mean, so that the net can be used where its data are not."""
+        """Keep what the labels mean, so that the net can be used where its data are not, and the losses so far."""
         legend = getattr(getattr(self.trainer, "datamodule", None), "legend", None)
         if legend is not None:
             checkpoint["legend"] = legend.as_plain()
+        checkpoint["epoch_loss"] = {"sum": self._epoch_loss, "batches": self._epoch_batches}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the epoch's losses; an epoch that begins begins its own."""
+        if "epoch_loss" in checkpoint:
+            self._epoch_loss, self._epoch_batches = checkpoint["epoch_loss"].values()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; a loss that is not finite stops the run before it spoils the weights.
@@ -140,13 +146,17 @@ class SegmentationModule(L.LightningModule):
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
         return loss
 
+    def on_train_start(self) -> None:
+        """Bring a resumed sum to where the losses are."""
+        self._epoch_loss = self._epoch_loss.to(self.device)
+
     def on_train_epoch_start(self) -> None:
         """Begin the mean of the epoch's losses."""
         self._epoch_loss = torch.zeros((), device=self.device)
         self._epoch_batches = 0
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch's batches, as far as this process has seen them."""
+        """Log the mean loss of the epoch's batches, those of this rank."""
         self.log("train/loss_epoch", self._epoch_loss / max(1, self._epoch_batches), batch_size=1)
 
     def _all_ranks_finite(self, loss: Tensor) -> bool:

@@ -61,8 +61,8 @@ def config(tmp_path: Path, **kwargs: object) -> DictConfig:
 
 def taken(cfg: DictConfig) -> runs.Run:
     run = own_run(cfg)
-    claim(run, cfg)
-    return run
+    with claim(run, cfg):
+        return run
 
 
 def test_another_config_in_the_same_directory_is_refused_by_key(tmp_path: Path) -> None:

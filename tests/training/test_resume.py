@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -27,6 +28,7 @@ OVERRIDES = (
     "callbacks.checkpoints.every_n_steps=1",
     "data.crop_size=24",
     "data.scale=[0.8,1.2]",
+    "trainer.log_every_n_steps=1",
 )
 
 
@@ -46,9 +48,26 @@ def let_crashes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_report", report_all_but_crashes)
 
 
-def weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
+def saved(run: Path, which: str = "last") -> dict[str, Any]:
+    """A checkpoint: weights, optimiser, schedule, callbacks, progress; without the time that it took."""
     loaded: dict[str, Any] = torch.load(run / "checkpoints" / f"{which}.ckpt", weights_only=True)
-    return loaded["state_dict"]
+    del loaded["callbacks"]["Checkpoints"]["wall_time"]
+    return loaded
+
+
+def assert_same(one: Any, other: Any, where: str) -> None:
+    """Equal to the last bit, at any depth."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+    if isinstance(one, dict | list | tuple):
+        assert len(one) == len(other), where
+        for key in one if isinstance(one, dict) else range(len(one)):
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
 
 
 def the_run(root: Path) -> Path:
@@ -58,10 +77,8 @@ def the_run(root: Path) -> Path:
 
 def assert_equal_runs(one: Path, other: Path) -> None:
     for which in ("last", "best"):
-        a, b = weights(one, which), weights(other, which)
-        assert a.keys() == b.keys()
-        for key in a:
-            assert torch.equal(a[key], b[key]), f"{which}: {key}"
+        assert_same(saved(one, which), saved(other, which), which)
+    assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
     ours, theirs = (json.loads((run / "metrics.json").read_text()) for run in (one, other))
     assert ours["metrics"] == theirs["metrics"]
     assert ours["step"] == theirs["step"]
@@ -75,7 +92,11 @@ def whole(command: Any, small: tuple[str, ...], tmp_path_factory: pytest.TempPat
     return the_run(root)
 
 
-def crash_at(monkeypatch: pytest.MonkeyPatch, hook: str, count: int) -> None:
+def crash(*args: object, **kwargs: object) -> None:
+    raise Crash
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, hook: str, count: int, happen: Callable[[], None] = crash) -> None:
     """Raise `Crash` in the ``count``-th call of a hook of `Checkpoints`, before it does anything."""
     original = getattr(Checkpoints, hook, None) or getattr(L.Callback, hook)
     calls = 0
@@ -84,7 +105,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, hook: str, count: int) -> None:
         nonlocal calls
         calls += not trainer.sanity_checking and trainer.state.fn == "fit"
         if calls == count:
-            raise Crash
+            happen()
         original(self, trainer, *args, **kwargs)
 
     monkeypatch.setattr(Checkpoints, hook, crashing)
@@ -128,6 +149,112 @@ def test_two_crashes_and_other_workers_change_nothing(
                 segmod(*command)
     assert segmod(*command, "data.num_workers=1") == 0
     assert_equal_runs(whole, the_run(Path("runs")))
+
+
+# 4 batches an epoch
+STEPS = ("trainer.max_epochs=null", "trainer.max_steps=10", "trainer.log_every_n_steps=1")  # two epochs and a half
+PLATEAU = ("scheduler=plateau", "model.scheduler.patience=0", "model.scheduler.factor=0.5", "trainer.max_epochs=4")
+NEVER_BETTER = ("callbacks.early_stopping.patience=1", "+callbacks.early_stopping.min_delta=1")  # than the first time
+RECIPES = {
+    "steps": STEPS,
+    "steps, validation within the epoch": (*STEPS, "trainer.val_check_interval=3"),
+    "steps, validation in every second epoch": (*STEPS, "trainer.check_val_every_n_epoch=2"),
+    "steps, saved at every other one": (*STEPS, "callbacks.checkpoints.every_n_steps=2"),
+    "steps, accumulation": (*STEPS, "trainer.max_steps=5", "trainer.accumulate_grad_batches=3"),
+    "steps, moving average": (*STEPS, "callbacks=[ema]"),
+    "steps, worse at last": (*STEPS, "model.optimizer.lr=0.1"),
+    "plateau": PLATEAU,
+    "plateau, validation within the epoch": (*PLATEAU, "trainer.val_check_interval=3"),
+    "plateau of the loss": (*PLATEAU, "model.scheduler_monitor=train/loss_epoch"),
+    "early stopping": ("callbacks=early_stopping", *NEVER_BETTER, "trainer.max_epochs=5"),
+    "early stopping within the epoch": ("callbacks=early_stopping", *NEVER_BETTER, "trainer.val_check_interval=3"),
+}
+
+
+OFTEN = ("steps", "plateau", "early stopping")
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in RECIPES]
+)
+def test_a_kill_after_each_checkpoint_changes_nothing(
+    recipe: str, segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *small, "callbacks.checkpoints.every_n_steps=0", *RECIPES[recipe])
+    assert segmod(*command, "runs=whole") == 0
+    whole = the_run(Path("whole"))
+    write = Checkpoints._write_last
+
+    def write_and_die(self: Checkpoints, trainer: L.Trainer) -> None:
+        write(self, trainer)
+        raise Crash
+
+    monkeypatch.setattr(Checkpoints, "_write_last", write_and_die)
+    steps = []
+    while not steps or steps[-1] < saved(whole)["global_step"]:
+        with pytest.raises(Crash):
+            segmod(*command, "runs=cut")
+        steps.append(saved(the_run(Path("cut")))["global_step"])
+    assert steps == sorted(set(steps))
+    assert len(steps) > 1
+    with monkeypatch.context() as patch:
+        patch.setattr("segmod.commands.train.record", crash)  # all is trained and scored
+        with pytest.raises(Crash):
+            segmod(*command, "runs=cut")
+    assert segmod(*command, "runs=cut") == 0
+    assert_equal_runs(whole, the_run(Path("cut")))
+
+
+@pytest.mark.parametrize(
+    ("hook", "count"),
+    [
+        ("on_train_batch_end", 8),  # the batch that a validation follows and that ends the second epoch
+        ("on_train_epoch_end", 1),
+        ("on_train_epoch_logged", 2),
+        ("on_train_batch_start", 9),  # between two epochs
+        ("on_train_batch_logged", 10),  # the very last batch, in the middle of the third epoch
+        ("on_validation_end", 3),  # of the final weights
+        ("on_train_end", 1),
+    ],
+)
+def test_a_crash_changes_nothing_where_steps_end_the_training(
+    hook: str, count: int, segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *small, *STEPS, "callbacks.checkpoints.every_n_steps=3")
+    assert segmod(*command, "runs=whole") == 0
+    with monkeypatch.context() as patch:
+        crash_at(patch, hook, count)
+        with pytest.raises(Crash):
+            segmod(*command, "runs=cut")
+    assert segmod(*command, "runs=cut") == 0
+    assert_equal_runs(the_run(Path("whole")), the_run(Path("cut")))
+
+
+@pytest.mark.parametrize(
+    ("hook", "count", "saved_steps"),
+    [
+        ("on_train_batch_start", 2, 2),
+        ("on_train_batch_start", 8, 4),  # a validation follows: the file from between the epochs stands
+        ("on_validation_batch_start", 4, 4),
+        ("on_train_epoch_end", 2, 8),
+        ("on_train_batch_start", 10, 8),  # the last step, which the final validation follows
+        ("on_train_end", 1, 8),
+    ],
+)
+def test_a_stop_by_a_signal_changes_nothing(
+    hook: str, count: int, saved_steps: int, segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *small, *STEPS, "callbacks.checkpoints.every_n_steps=0")
+    assert segmod(*command, "runs=whole") == 0
+    with monkeypatch.context() as patch:
+        crash_at(patch, hook, count, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert segmod(*command, "runs=cut") == 128 + signal.SIGTERM
+    run = the_run(Path("cut"))
+    assert saved(run)["global_step"] == saved_steps
+    rows = (run / "metrics.csv").read_text().splitlines()[1:]
+    assert [int(row.partition(",")[0]) for row in rows][:saved_steps] == list(range(saved_steps))
+    assert segmod(*command, "runs=cut") == 0
+    assert_equal_runs(the_run(Path("whole")), run)
 
 
 def test_accumulated_gradients_survive(segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
