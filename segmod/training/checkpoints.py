@@ -186,12 +186,13 @@ class Checkpoints(L.Callback):
             self.save_last(trainer)
 
     def on_train_epoch_logged(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write ``last.ckpt`` between two epochs."""
+        """Write ``last.ckpt`` between two epochs; at the end, after validating weights that no validation has seen.
+
+        This is not for ``on_train_end``, where a moving average has already replaced the weights that it is of.
+        """
         if not trainer.fit_loop.done:
             self.save_last(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validate the final weights if the schedule of validations has left them out; write ``last.ckpt``."""
+            return
         if self.validated_step < trainer.global_step and trainer.enable_validation:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
@@ -278,13 +279,13 @@ class StopOnSignal(L.Callback):
             raise Stopped(self._leaving)
 
     def on_train_epoch_logged(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave between two epochs; `Checkpoints` has just saved.
+        """Leave after an epoch; `Checkpoints` has just saved.
 
         Raises:
             Stopped: A signal has come.
         """
         signum = self._asked(trainer, pl_module)
-        if signum and not trainer.fit_loop.done:
+        if signum:
             raise Stopped(signum)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -312,7 +313,7 @@ class StopOnSignal(L.Callback):
         """Give the signals back, before Lightning does the same for the handlers it had replaced itself.
 
         Raises:
-            Stopped: A signal has come; `Checkpoints` has just saved.
+            Stopped: A signal has come in the meantime.
         """
         self._give_back()
         signum = self._asked(trainer, pl_module)

@@ -121,7 +121,8 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, hook: str, count: int, happen: Cal
         ("on_train_epoch_end", 2),
         ("on_train_batch_end", 7),  # the batch that a validation follows
         ("on_train_batch_end", 12),  # the very last batch
-        ("on_train_end", 1),  # before the final validation
+        ("on_train_epoch_logged", 3),  # before the last checkpoint
+        ("on_train_end", 1),  # after it
     ],
 )
 def test_a_crash_changes_nothing(
@@ -213,6 +214,7 @@ def test_a_kill_after_each_checkpoint_changes_nothing(
         ("on_train_epoch_logged", 2),
         ("on_train_batch_start", 9),  # between two epochs
         ("on_train_batch_logged", 10),  # the very last batch, in the middle of the third epoch
+        ("on_train_epoch_logged", 3),  # before the final weights are validated
         ("on_validation_end", 3),  # of the final weights
         ("on_train_end", 1),
     ],
@@ -238,7 +240,8 @@ def test_a_crash_changes_nothing_where_steps_end_the_training(
         ("on_validation_batch_start", 4, 4),
         ("on_train_epoch_end", 2, 8),
         ("on_train_batch_start", 10, 8),  # the last step, which the final validation follows
-        ("on_train_end", 1, 8),
+        ("on_train_epoch_end", 3, 8),  # before that validation
+        ("on_train_end", 1, 10),
     ],
 )
 def test_a_stop_by_a_signal_changes_nothing(
