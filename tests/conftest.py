@@ -1,8 +1,9 @@
 """Commands run as a user types them, in this process, so that torch is imported once."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,21 @@ torch.set_num_threads(1)
 SMALL = (
     "data.dataset.size=32", "data.dataset.train_images=16", "data.dataset.val_images=3", "data.crop_size=null",
     "data.batch_size=4", "data.num_workers=0", "model.net.hidden=8", "model.net.width=0.2",
-    "trainer.max_epochs=2", "trainer.enable_progress_bar=false",
+    "trainer.max_epochs=2", "trainer.enable_progress_bar=false", "callbacks.pictures.count=0",
 )  # fmt: skip
 
 Command = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers_are_given_back() -> Iterator[None]:
+    """A test that leaves a handler behind would hide a signal from the tests after it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    after = {number: signal.getsignal(number) for number in before}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before
 
 
 @pytest.fixture(scope="session")

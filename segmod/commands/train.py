@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -144,8 +145,9 @@ def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
     if checkpoints is None:
         checkpoints = Checkpoints(str(Path(cfg.run_dir) / "checkpoints"))
     callbacks = [c for c in callbacks if c is not checkpoints] + [checkpoints, StopOnSignal(checkpoints)]
-    if not cfg.trainer.enable_progress_bar:
-        callbacks = [c for c in callbacks if type(c).__name__ not in ("ProgressBar", "ModelSummary")]
+    for kind, wanted in ((ProgressBar, "enable_progress_bar"), (ModelSummary, "enable_model_summary")):
+        if not cfg.trainer[wanted]:
+            callbacks = [c for c in callbacks if not isinstance(c, kind)]
     if cfg.trainer.limit_val_batches == 0:
         raise UserError("trainer.limit_val_batches=0: a run must be scored at its end; set 1 or more")
     devices = cfg.trainer.devices

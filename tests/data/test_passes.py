@@ -77,7 +77,7 @@ def test_ctrl_c_stops_soon_and_the_next_call_goes_on(tmp_path: Path, monkeypatch
 
     def interrupted(self: Slow, image: np.ndarray) -> np.ndarray:
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) in (6, 40):  # the second for an interpreter that was busy with its own affairs
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
         return find(self, image)
