@@ -170,12 +170,13 @@ def map_shapes(trunk: nn.Module, side: int) -> dict[str, tuple[int, int]]:
     Raises:
         UserError: The images are too small, or a layer gives no map.
     """
-    if not _takes(trunk, side):
+    try:
+        found: Mapping[str, Any] = _run_on_paper(trunk, side)
+    except RuntimeError as error:
         raise UserError(
             f"model.net.side={side}, which follows data.squash, is too small for this backbone: "
             f"set data.squash to {smallest_side(trunk)} or more"
-        )
-    found: Mapping[str, Any] = _run_on_paper(trunk, side)
+        ) from error
     for layer, maps in found.items():
         if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[2] != maps.shape[3]:
             raise UserError(f"model.net: the layer '{layer}' gives no map (B, C, H, W): choose another")

@@ -82,7 +82,8 @@ class Hypercolumn(nn.Module):
             raise UserError("model.net.taps=[]: name at least one layer of the backbone")
         self.backbone = feature_maps(backbone, taps, weights, width).requires_grad_(not freeze_backbone)
         self.taps = tuple(taps)
-        self.tap_channels = [map_shapes(self.backbone, _SIDE)[tap][0] for tap in taps]
+        shapes = map_shapes(self.backbone, _SIDE)
+        self.tap_channels = [shapes[tap][0] for tap in taps]
         self.channels = sum(self.tap_channels)
         self.register_buffer("mean", torch.zeros(self.channels))
         self.register_buffer("std", torch.ones(self.channels))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig
 
@@ -73,6 +73,8 @@ def metrics_of(module: SegmentationModule, classes: Sequence[str]) -> dict[str, 
 
 log = logging.getLogger(__name__)
 
+Content = TypeVar("Content")
+
 
 @dataclass(frozen=True)
 class Score:
@@ -114,15 +116,21 @@ def collect(root: Path) -> list[Score]:
 
     An evaluation that scores a split as the run itself does says nothing new, and is left out, too.
     """
-    scores = []
-    for path in sorted(root.rglob("metrics.json")):
-        try:
-            scores.append(read_score(path))
-        except Exception as error:  # whatever a foreign file can cause
-            log.warning("segmod: warning: %s is left out: no result of segmod (%s)", path, str(error).split("\n")[0])
+    scores = list(_all_below(root, "metrics.json", read_score, "result of segmod"))
     known = {(s.folder, f"{s.inference}-{s.split}") for s in scores if not s.evaluation}
     kept = [s for s in scores if (s.folder, s.evaluation) not in known]
     return sorted(kept, key=lambda s: (s.folder, s.evaluation))
+
+
+def _all_below(root: Path, name: str, read: Callable[[Path], Content], what: str) -> Iterator[Content]:
+    """What the files of a name below a folder hold; one that cannot be read is left out with a warning."""
+    for path in sorted(root.rglob(name)):
+        try:
+            content = read(path)
+        except Exception as error:  # whatever a foreign file can cause
+            log.warning("segmod: warning: %s is left out: no %s (%s)", path, what, str(error).split("\n")[0])
+        else:
+            yield content
 
 
 def read_score(path: Path) -> Score:
@@ -169,12 +177,7 @@ def _net(cfg: DictConfig) -> Any:
 
 def collect_benchmarks(root: Path) -> list[Benchmark]:
     """All benchmarks below a folder, the preferred last: on a GPU before on a CPU, newer before older."""
-    found = []
-    for path in sorted(root.rglob("benchmark.json")):
-        try:
-            found.append(read_benchmark(path))
-        except Exception as error:  # whatever a foreign file can cause
-            log.warning("segmod: warning: %s is left out: no benchmark (%s)", path, str(error).split("\n")[0])
+    found = _all_below(root, "benchmark.json", read_benchmark, "benchmark")
     return sorted(found, key=lambda b: (str(b.settings["device"]).startswith("cuda"), b.written))
 
 

@@ -28,11 +28,10 @@ class Example:
     prediction: NDArray[np.uint8]  # (H, W) labels
 
 
-def examples(trainer: L.Trainer, labels: Tensor, batch: Batch, count: int) -> Iterator[Example]:
+def examples(labels: Tensor, batch: Batch, count: int) -> Iterator[Example]:
     """Images of a validation batch that are among the first ``count`` of the set, on whichever rank they come.
 
     Args:
-        trainer: Knows the datamodule, which knows how to undo the normalisation.
         labels: Predicted labels (B, H, W), as `SegmentationModule.validation_step` returns them.
         batch: What they were predicted from.
         count: Images to draw.
@@ -70,7 +69,7 @@ class PredictionPictures(L.Callback):
         """Draw the images of this batch that are to be drawn."""
         if trainer.sanity_checking:
             return
-        for example in examples(trainer, outputs, batch, self.count):
+        for example in examples(outputs, batch, self.count):
             _, classes, palette = trainer.datamodule.legend  # type: ignore[attr-defined]
             picture = viz.panel(example.image, example.truth, example.prediction, classes, palette)
             viz.save_png(picture, self.directory / f"{example.index:03d}_{Path(example.name).name}.png")

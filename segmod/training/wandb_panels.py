@@ -47,7 +47,7 @@ class WandbPanels(L.Callback):
     ) -> None:
         """Keep the images of this batch that are to be shown."""
         if _logger(trainer) is not None and not trainer.sanity_checking:
-            self._examples += examples(trainer, outputs, batch, self.pictures)
+            self._examples += examples(outputs, batch, self.pictures)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Send the panels."""
