@@ -13,29 +13,43 @@ from scipy.io import loadmat
 from segmod.ground.errors import UserError
 from segmod.ground.types import UInt8Array
 
-AUGMENTED_SPLIT = "trainaug"
+SBD_SPLITS = frozenset({"trainaug", "trainvalaug", "sbd_train"})
 
 
-def augmented_masks(voc: Path, sbd: Path, exclude: set[str]) -> dict[str, Path]:
-    """Return the mask file of each image of SBD, by id.
+def sbd_masks(voc: Path, sbd: Path, split: str, exclude: set[str]) -> dict[str, Path]:
+    """Return the mask file of each image of SBD that a split has, by id.
 
     Args:
         voc: folder of a VOC year; its ``SegmentationClassAug`` is preferred.
         sbd: folder of SBD.
-        exclude: ids to leave out: VOC val, which would leak into training, and VOC train, whose own masks are better.
+        split: one of `SBD_SPLITS`; ``sbd_train`` follows SBD's own list, ``train.txt``.
+        exclude: ids to leave out: those that would leak into training, and those whose masks of VOC are better.
 
     Raises:
-        UserError: neither form is there.
+        UserError: neither form is there; the list is missing or names what is not there.
     """
     png, mat = voc / "SegmentationClassAug", sbd / "cls"
     files = sorted(png.glob("*.png")) or sorted(mat.glob("*.mat"))
     if not files:
         raise UserError(
-            f"split {AUGMENTED_SPLIT} needs the masks of SBD: neither {png}/*.png nor {mat}/*.mat exist; "
+            f"split {split} needs the masks of SBD: neither {png}/*.png nor {mat}/*.mat exist; "
             "set data.dataset.sbd_root to where SBD is, or download it: "
             f"segmod-train data=voc_aug data.root={sbd.parent} data.download=true"
         )
-    return {file.stem: file for file in files if file.stem not in exclude}
+    masks = {file.stem: file for file in files if file.stem not in exclude}
+    if split != "sbd_train":
+        return masks
+    place = sbd / "train.txt"
+    if not place.is_file():
+        raise UserError(
+            f"{place}: split sbd_train needs SBD's own list; take it from the archive, or train on trainaug"
+        )
+    names = [name for name in place.read_text().split() if name not in exclude]
+    if missing := [name for name in names if name not in masks]:
+        raise UserError(
+            f"{place}: no mask of {missing[0]} and {len(missing) - 1} more: take SBD from its archive again"
+        )
+    return {name: masks[name] for name in names}
 
 
 def read_mat(file: Path, struct: str = "GTcls") -> UInt8Array:

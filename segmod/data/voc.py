@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from segmod.data.base import Dataset
 from segmod.data.instances import COMPONENTS
-from segmod.data.sbd import AUGMENTED_SPLIT, augmented_masks, download_sbd, read_mat
+from segmod.data.sbd import SBD_SPLITS, download_sbd, read_mat, sbd_masks
 from segmod.ground.errors import UserError, require
 from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.types import IGNORE_INDEX, UInt8Array
@@ -27,14 +27,19 @@ _DOWNLOAD_BYTES = 5 * 10**9  # archive and unpacked tree of 2012, the largest
 class PascalVOC(Dataset):
     """PASCAL VOC on disk.
 
-    Masks are palette indices 0..20, and 255 for void. Splits are ``trainaug`` (VOC train and the images of SBD that are
-    not in VOC val), and the lists in ``ImageSets/Segmentation``: ``train``, ``val``, ``trainval``, ``test``, or one of
-    your own. A split without published masks (``test``) has masks of 255.
+    Masks are palette indices 0..20, and 255 for void. Splits are the lists in ``ImageSets/Segmentation``: ``train``,
+    ``val``, ``trainval``, ``test``, or one of your own; a split without published masks (``test``) has masks of 255.
+    Four more are of what other authors trained and scored on:
+
+    - ``trainaug``: VOC train and the images of SBD that are not in VOC val;
+    - ``trainvalaug``: VOC trainval and all other images of SBD, before a submission of ``test``;
+    - ``sbd_train``: SBD's own list of that name with SBD's masks, without those of VOC val, which Long et al. 2015 keep;
+    - ``seg11valid``: the 736 images of VOC 2011 val that SBD train lacks, what Long et al. 2015 are scored on.
 
     Args:
         root: folder that holds ``VOCdevkit``, or ``VOCdevkit`` itself, or the folder of the year.
         year: 2007..2012.
-        sbd_root: folder of SBD (``cls``, ``img``); None for ``sbd`` in ``root``. Only ``trainaug`` needs it.
+        sbd_root: folder of SBD (``cls``, ``img``); None for ``sbd`` in ``root``. Only splits of SBD need it.
 
     Raises:
         UserError: there is no such year.
@@ -111,13 +116,13 @@ class PascalVOC(Dataset):
         return ", ".join(f"{source} ({count} images)" for source, count in counts.most_common())
 
     def download(self, splits: Sequence[str]) -> None:
-        """Fetch what is missing: the year's trainval archive, and SBD for ``trainaug``.
+        """Fetch what is missing: the year's trainval archive, and SBD for the splits that need it.
 
         Raises:
             UserError: the download failed or the disk is too full.
         """
         download_voc(self.root, self.year)
-        if AUGMENTED_SPLIT in splits:
+        if SBD_SPLITS.intersection(splits):
             download_sbd(self.sbd_root)
 
     @cached_property
@@ -128,16 +133,21 @@ class PascalVOC(Dataset):
     def _mask_files(self, split: str) -> dict[str, Path]:
         """Return the mask of each image of a split, in the order of its list."""
         if split not in self._masks:
-            names = self._ids("train" if split == AUGMENTED_SPLIT else split)
+            own = {"sbd_train": "val", "trainaug": "train", "trainvalaug": "trainval"}.get(split, split)
+            names = self._ids(own)
             masks = {name: self._folder / "SegmentationClass" / f"{name}.png" for name in names}
-            if split == AUGMENTED_SPLIT:
-                masks |= augmented_masks(self._folder, self.sbd_root, exclude={*names, *self._ids("val")})
+            if split in SBD_SPLITS:
+                exclude = {*names, *(self._ids("val") if split == "trainaug" else ())}
+                further = sbd_masks(self._folder, self.sbd_root, split, exclude)
+                masks = further if split == "sbd_train" else masks | further
             self._masks[split] = masks
         return self._masks[split]
 
     def _ids(self, split: str) -> list[str]:
         """Return the ids on a list."""
         file = self._folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+        if split == "seg11valid" and not file.is_file():
+            file = Path(__file__).with_name("seg11valid.txt")
         if not file.is_file():
             lists = ", ".join(sorted(found.stem for found in file.parent.glob("*.txt")))
             remedy = f"choose one of {lists}, or put the list there" if lists else _remedy(self.root, self.year)

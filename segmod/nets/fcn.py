@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
@@ -39,8 +40,9 @@ class FCN(nn.Module):
         stride: Of the finest scores, in pixels: 32, 16 or 8.
         weights: Weights of VGG-16: torchvision name, file path, or None for random values; fc6 and fc7 take those of
             the classifier's first two layers, and stay random where there are none.
-        at_once: Scale pool4 by 0.01 and pool3 by 0.0001 before they are scored, to train all strides in one stage
-            (``voc-fcn8s-atonce`` of the authors' code).
+        skip_factors: Of pool4 and pool3 before they are scored. To train all strides in one stage, the authors' code
+            (``voc-fcn8s-atonce``) takes 0.01 and 0.0001, which bring what Caffe's VGG-16 holds there near to fc7; see
+            `stream_rms` for other weights.
         padding: ``border`` for the paper's 100 pixels around the image, ``same`` for none.
         learn_upsample: Train the upsampling kernels; the authors found no significant difference.
         width: Factor on the backbone's numbers of channels; 1 is the paper's net.
@@ -55,7 +57,7 @@ class FCN(nn.Module):
         num_classes: int,
         stride: int = 8,
         weights: str | None = None,
-        at_once: bool = False,
+        skip_factors: tuple[float, float] = (1.0, 1.0),
         padding: Literal["border", "same"] = "border",
         learn_upsample: bool = False,
         width: float = 1.0,
@@ -70,7 +72,7 @@ class FCN(nn.Module):
         self.normalise = Normalise(normalise)
         self.stride = stride
         self.border = padding == "border"
-        self.scale_pool4, self.scale_pool3 = (0.01, 0.0001) if at_once else (1.0, 1.0)
+        self.factor_pool4, self.factor_pool3 = skip_factors
         self.backbone = feature_maps("vgg16", _POOLS, weights, width)
         for layer in self.backbone.modules():
             if isinstance(layer, nn.MaxPool2d):
@@ -96,19 +98,38 @@ class FCN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, H, W) of an image (B, 3, H, W)."""
-        pool3, pool4, pool5 = self.backbone(self.normalise(image)).values()
-        fc6 = self.dropout(F.relu(self.fc6(pool5), inplace=True))
-        fc7 = self.dropout(F.relu(self.fc7(fc6), inplace=True))
-        scores = self.score_fr(fc7)  # stride 32
+        streams = self._streams(image)
+        scores = self.score_fr(streams["fc7"])  # stride 32
         if self.stride <= 16:
-            skip = self.score_pool4(pool4 * self.scale_pool4)
-            scores = self._join(self.upscore2(scores), skip, _CROP_POOL4)  # stride 16
+            scores = self._join(self.upscore2(scores), self.score_pool4(streams["pool4"]), _CROP_POOL4)  # stride 16
         if self.stride <= 8:
-            skip = self.score_pool3(pool3 * self.scale_pool3)
-            scores = self._join(self.upscore_pool4(scores), skip, _CROP_POOL3)  # stride 8
+            scores = self._join(self.upscore_pool4(scores), self.score_pool3(streams["pool3"]), _CROP_POOL3)  # stride 8
         offset = _CROP_IMAGE[self.stride] if self.border else self.stride // 2
         scores = self.get_submodule(f"upscore{self.stride}")(scores)
         return crop(scores, offset, (image.shape[2], image.shape[3])).contiguous()
+
+    @torch.no_grad()
+    def stream_rms(self, image: Tensor) -> dict[str, float]:
+        """Root mean square of what each score layer sees of an image (B, 3, H, W), by the name of the stream.
+
+        From zero, a step moves the scores of a stream by the rate times the square of this. Rates and factors that suit
+        one kind of weights so leave the skips of another untrained, or blow them up.
+        """
+        was = self.training
+        streams = self.eval()._streams(image)
+        self.train(was)
+        return {name: float(stream.float().square().mean().sqrt()) for name, stream in streams.items()}
+
+    def _streams(self, image: Tensor) -> dict[str, Tensor]:
+        """What is scored: fc7 and, as far as the stride asks for them, pool4 and pool3."""
+        pool3, pool4, pool5 = self.backbone(self.normalise(image)).values()
+        fc6 = self.dropout(F.relu(self.fc6(pool5), inplace=True))
+        streams = {"fc7": self.dropout(F.relu(self.fc7(fc6), inplace=True))}
+        if self.stride <= 16:
+            streams["pool4"] = pool4 * self.factor_pool4
+        if self.stride <= 8:
+            streams["pool3"] = pool3 * self.factor_pool3
+        return streams
 
     def _join(self, coarse: Tensor, skip: Tensor, offset: int) -> Tensor:
         """Sum of upsampled coarse scores and of the finer ones where they lie on the same pixels."""

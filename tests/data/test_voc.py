@@ -140,6 +140,39 @@ def test_trainaug_adds_sbd_without_val(voc, form):
     assert torch.equal(augmented[0]["mask"], train[0]["mask"])
 
 
+def test_trainvalaug_adds_sbd_to_all_of_voc(voc):
+    trainval = PascalVOC(voc.parents[1]).names("trainval")
+    add_sbd(voc, "png", ["2008_000001", *trainval])
+    data = PascalVOC(voc.parents[1])
+    assert data.names("trainvalaug") == [*trainval, "2008_000001"]
+    assert data.files("trainvalaug", trainval[0])[1].parent.name == "SegmentationClass"
+
+
+@pytest.mark.parametrize("form", ["mat", "png"])
+def test_sbd_train_is_sbds_list_with_sbds_masks_but_for_images_of_val(voc, form):
+    train, val = (PascalVOC(voc).names(split) for split in ("train", "val"))
+    add_sbd(voc, form, ["2008_000001", "2008_000002", train[0], *val])
+    own_list = voc.parents[1] / "sbd" / "train.txt"
+    own_list.write_text(f"2008_000002\n{val[0]}\n{train[0]}\n")
+    split = Split(PascalVOC(voc.parents[1]), "sbd_train", PLAIN)
+    assert list(split.names) == ["2008_000002", train[0]]
+    assert (split[1]["mask"] == 13).all()  # SBD's mask, not VOC's
+    own_list.write_text("2008_000003\n")
+    with pytest.raises(UserError, match=r"sbd/train\.txt: no mask of 2008_000003"):
+        PascalVOC(voc.parents[1]).names("sbd_train")
+    own_list.unlink()
+    with pytest.raises(UserError, match=r"sbd/train\.txt: split sbd_train needs SBD's own list.*trainaug"):
+        PascalVOC(voc.parents[1]).names("sbd_train")
+
+
+def test_seg11valid_comes_with_segmod_unless_voc_has_a_list_of_that_name(voc):
+    names = PascalVOC(voc).names("seg11valid")
+    assert len(set(names)) == 736
+    assert names == sorted(names)
+    (voc / "ImageSets/Segmentation/seg11valid.txt").write_text(first_id(voc) + "\n")
+    assert PascalVOC(voc).names("seg11valid") == [first_id(voc)]
+
+
 def test_trainaug_without_sbd_names_both_places_and_the_command(voc):
     with pytest.raises(UserError, match=r"SegmentationClassAug.*cls.*segmod-train data=voc_aug .*data\.download=true"):
         Split(PascalVOC(voc.parents[1]), "trainaug", PLAIN)

@@ -142,8 +142,25 @@ def test_without_border_scores_lie_over_the_pixels_they_come_from(stride):
         torch.testing.assert_close(net(image.flip(-1, -2)), net(image).flip(-1, -2), atol=1e-6, rtol=1e-6)
 
 
+def test_stream_rms_is_of_what_the_score_layers_see():
+    net, image = small(8, skip_factors=(0.5, 0.25)).train(), 255 * torch.rand(1, 3, 40, 50)
+    pool3, pool4, pool5 = net.backbone(net.normalise(image)).values()
+    fc7 = F.relu(net.fc7(F.relu(net.fc6(pool5))))  # no dropout
+    expected = {"fc7": fc7, "pool4": 0.5 * pool4, "pool3": 0.25 * pool3}
+    rms = net.stream_rms(image)
+    assert rms == pytest.approx({name: float(stream.square().mean().sqrt()) for name, stream in expected.items()})
+    assert net.training
+    assert list(small(32).stream_rms(image)) == ["fc7"]
+    # from zero, a step of rate r on a sum of the scores moves them by r times the sum of squares over the channels
+    net.eval(), net.score_pool3.weight.requires_grad_(True)
+    scores = net.score_pool3(expected["pool3"].detach()[..., :1, :1])
+    scores.sum().backward()
+    moved = 0.1 * torch.einsum("kcxy,bcxy->bk", net.score_pool3.weight.grad, expected["pool3"].detach()[..., :1, :1])
+    assert moved[0, 0] == pytest.approx(0.1 * float(expected["pool3"][0, :, 0, 0].square().sum()))
+
+
 def test_at_once_scales_the_pools_before_their_scores():
-    plain, at_once = small(8), small(8, at_once=True)
+    plain, at_once = small(8), small(8, skip_factors=(0.01, 0.0001))
     at_once.load_state_dict(plain.state_dict())
     for net in (plain, at_once):
         nn.init.ones_(net.score_pool3.weight)

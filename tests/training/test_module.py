@@ -167,6 +167,17 @@ def test_of_several_processes_the_first_tells_what_was_copied(tmp_path: Path, ca
     assert len(caplog.records) == 1
 
 
+def test_what_the_score_layers_see_is_told_once_at_the_start(train: Train, caplog: pytest.LogCaptureFixture) -> None:
+    class Streams(Net):
+        def stream_rms(self, image: torch.Tensor) -> dict[str, float]:
+            return {"fc7": 1.0, "pool4": 2.25 * image.shape[0]}
+
+    caplog.set_level(logging.INFO, "segmod")
+    train(False, [], module=module(net=Streams()))  # four steps of two images
+    (line,) = [record.getMessage() for record in caplog.records if "rms" in record.getMessage()]
+    assert "fc7 1, pool4 4.5;" in line
+
+
 # -- seeds -----------------------------------------------------------------------------------------------------------
 
 
