@@ -33,7 +33,7 @@ class PascalVOC(Dataset):
 
     - ``trainaug``: VOC train and the images of SBD that are not in VOC val;
     - ``trainvalaug``: VOC trainval and all other images of SBD, before a submission of ``test``;
-    - ``sbd_train``: SBD's own list of that name with SBD's masks, without those of VOC val, which Long et al. 2015 keep;
+    - ``sbd_train``: SBD's own list of that name with SBD's masks, without VOC val (Long et al. 2015 keep it);
     - ``seg11valid``: the 736 images of VOC 2011 val that SBD train lacks, what Long et al. 2015 are scored on.
 
     Args:
