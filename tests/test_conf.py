@@ -17,6 +17,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from segmod.ground.errors import UserError
 from segmod.optim import param_groups
 from segmod.runs import cli
 from segmod.runs import folders as runs
@@ -117,16 +118,39 @@ def test_sweep_runs_stages_in_order(sweep: str) -> None:
 
 @pytest.mark.parametrize("stage", stages("fcn_staged"))
 def test_staged_fcn_follows_the_paper(stage: str) -> None:
-    """Batch 20, momentum 0.9, learning rates 1e-4, 1e-6, 1e-8; the solvers of the reference code 1e-10 ... 1e-14."""
+    """Batch 20, momentum 0.9, a new skip at the first stage's rate; in the reference code 1e-10, 1e-12, 1e-14."""
     place = stages("fcn_staged").index(stage)
     cfg = composed(f"experiment={stage}")
     assert cfg.model.net.stride == [32, 16, 8][place]
     assert (cfg.data.batch_size * cfg.trainer.accumulate_grad_batches, cfg.model.optimizer.momentum) == (20, 0.9)
-    assert cfg.model.optimizer.lr == pytest.approx([1e-4, 1e-6, 1e-8][place])
+    assert cfg.trainer.max_steps == 5000
+    small = composed(f"experiment={stage}", "model.net.width=0.03", "model.net.weights=null")
+    net = instantiate(small, "model.net")
+    rates = {
+        id(p): group["lr_mult"] * cfg.model.optimizer.lr
+        for group in param_groups(net, cfg.model.param_rules)
+        for p in group["params"]
+    }
+    found = {name: rates[id(p)] for name, p in net.named_parameters()}
+    newest = ["score_fr.weight", "score_pool4.weight", "score_pool3.weight"][place]
+    assert found[newest] == pytest.approx(1e-3)
+    assert found["fc6.weight"] == pytest.approx([1e-3, 1e-4, 1e-4][place])
     caffe = composed(f"experiment={stage}_caffe")
     assert caffe.model.loss.reduction == "sum"
     assert (caffe.data.batch_size * caffe.trainer.accumulate_grad_batches, caffe.model.optimizer.momentum) == (1, 0.99)
     assert caffe.model.optimizer.lr == pytest.approx([1e-10, 1e-12, 1e-14][place])
+    assert [rule.get("lr_mult") for rule in caffe.model.param_rules] == [
+        2.0
+    ]  # biases; a new skip has no rate of its own
+    assert (caffe.trainer.max_steps, caffe.model.net.normalise) == (100_000, "caffe")
+
+
+def test_factors_of_the_net_trained_at_once_are_for_caffes_weights() -> None:
+    assert composed("experiment=fcn8s_at_once").model.net.skip_factors == [1.0, 1.0]
+    caffe = composed("experiment=fcn8s_at_once_caffe")
+    assert (caffe.model.net.skip_factors, caffe.model.net.normalise) == ([0.01, 0.0001], "caffe")
+    with pytest.raises(UserError, match=r"model\.net\.weights=vgg16_from_caffe\.pth"):
+        instantiate(caffe, "model.net")
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,7 @@ class FCN(nn.Module):
         weights: Weights of VGG-16: torchvision name, file path, or None for random values; fc6 and fc7 take those of
             the classifier's first two layers, and stay random where there are none.
         skip_factors: Of pool4 and pool3 before they are scored. To train all strides in one stage, the authors' code
-            (``voc-fcn8s-atonce``) takes 0.01 and 0.0001, which bring what Caffe's VGG-16 holds there near to fc7; see
-            `stream_rms` for other weights.
+            (``voc-fcn8s-atonce``) takes 0.01 and 0.0001, made for Caffe's VGG-16; see `stream_rms` for other weights.
         padding: ``border`` for the paper's 100 pixels around the image, ``same`` for none.
         learn_upsample: Train the upsampling kernels; the authors found no significant difference.
         width: Factor on the backbone's numbers of channels; 1 is the paper's net.
@@ -109,16 +108,16 @@ class FCN(nn.Module):
         return crop(scores, offset, (image.shape[2], image.shape[3])).contiguous()
 
     @torch.no_grad()
-    def stream_rms(self, image: Tensor) -> dict[str, float]:
-        """Root mean square of what each score layer sees of an image (B, 3, H, W), by the name of the stream.
+    def stream_rms(self, image: Tensor) -> dict[str, tuple[float, int]]:
+        """What each score layer sees of an image (B, 3, H, W): root mean square and number of channels, by stream.
 
-        From zero, a step moves the scores of a stream by the rate times the square of this. Rates and factors that suit
-        one kind of weights so leave the skips of another untrained, or blow them up.
+        From zero, a step moves the scores of a stream by the rate times the sum of squares over its channels. Rates and
+        factors that suit one kind of weights so leave the skips of another untrained, or blow them up.
         """
         was = self.training
         streams = self.eval()._streams(image)
         self.train(was)
-        return {name: float(stream.float().square().mean().sqrt()) for name, stream in streams.items()}
+        return {name: (float(x.float().square().mean().sqrt()), x.shape[1]) for name, x in streams.items()}
 
     def _streams(self, image: Tensor) -> dict[str, Tensor]:
         """What is scored: fc7 and, as far as the stride asks for them, pool4 and pool3."""

@@ -109,8 +109,9 @@ class SegmentationModule(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout by (seed, epoch, batch, rank), so that a resumed run draws what it would have drawn."""
         if hasattr(self.net, "stream_rms") and self.global_step == batch_idx == 0 and self.trainer.is_global_zero:
-            rms = ", ".join(f"{name} {value:.3g}" for name, value in self.net.stream_rms(batch["image"]).items())  # type: ignore[operator]
-            log.info("rms of what the score layers see: %s; a first step moves scores by its square", rms)
+            seen = self.net.stream_rms(batch["image"])  # type: ignore[operator]
+            told = ", ".join(f"{name} {rms:.3g} ({channels})" for name, (rms, channels) in seen.items())
+            log.info("rms (channels) of what the score layers see: %s", told)
         place = (int(os.environ.get("PL_GLOBAL_SEED", "0")), self.current_epoch, batch_idx, self.global_rank)
         seed = hash(place)  # of a tuple of ints: the same in every process
         torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device, for half a millisecond

@@ -281,7 +281,7 @@ def test_command_writes_all_forms(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "tables" / "fcn.md").read_text()
     assert "| FCN-32s | 1 | VOC2012 seg11valid, 736 images | 60.0 | 63.6 | -3.6 |" in text
-    assert "- FCN-16s; FCN-8s: `segmod-train sweep=fcn_staged data=voc_aug`" in text
+    assert "- FCN-16s; FCN-8s: `segmod-train sweep=fcn_staged data=voc_sbd`" in text
     assert (
         "FCN-32s & 1 & VOC2012 seg11valid, 736 images & 60.0 & 63.6 & -3.6 &"
         in (tmp_path / "tables/fcn.tex").read_text()

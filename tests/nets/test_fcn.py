@@ -146,9 +146,14 @@ def test_stream_rms_is_of_what_the_score_layers_see():
     net, image = small(8, skip_factors=(0.5, 0.25)).train(), 255 * torch.rand(1, 3, 40, 50)
     pool3, pool4, pool5 = net.backbone(net.normalise(image)).values()
     fc7 = F.relu(net.fc7(F.relu(net.fc6(pool5))))  # no dropout
-    expected = {"fc7": fc7, "pool4": 0.5 * pool4, "pool3": 0.25 * pool3}
+    expected = {"fc7": fc7.detach(), "pool4": 0.5 * pool4, "pool3": 0.25 * pool3}
     rms = net.stream_rms(image)
-    assert rms == pytest.approx({name: float(stream.square().mean().sqrt()) for name, stream in expected.items()})
+    for name, (value, channels) in rms.items():
+        assert (value, channels) == (
+            pytest.approx(float(expected[name].square().mean().sqrt())),
+            expected[name].shape[1],
+        )
+    assert list(rms) == list(expected)
     assert net.training
     assert list(small(32).stream_rms(image)) == ["fc7"]
     # from zero, a step of rate r on a sum of the scores moves them by r times the sum of squares over the channels

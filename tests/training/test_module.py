@@ -169,13 +169,13 @@ def test_of_several_processes_the_first_tells_what_was_copied(tmp_path: Path, ca
 
 def test_what_the_score_layers_see_is_told_once_at_the_start(train: Train, caplog: pytest.LogCaptureFixture) -> None:
     class Streams(Net):
-        def stream_rms(self, image: torch.Tensor) -> dict[str, float]:
-            return {"fc7": 1.0, "pool4": 2.25 * image.shape[0]}
+        def stream_rms(self, image: torch.Tensor) -> dict[str, tuple[float, int]]:
+            return {"fc7": (1.0, 4096), "pool4": (2.25 * image.shape[0], 512)}
 
     caplog.set_level(logging.INFO, "segmod")
     train(False, [], module=module(net=Streams()))  # four steps of two images
     (line,) = [record.getMessage() for record in caplog.records if "rms" in record.getMessage()]
-    assert "fc7 1, pool4 4.5;" in line
+    assert line.endswith("fc7 1 (4096), pool4 4.5 (512)")
 
 
 # -- seeds -----------------------------------------------------------------------------------------------------------
