@@ -26,11 +26,20 @@ class Column:
         metric: Key of `Score.values`.
         header: What the paper calls it.
         unit: Of the table: %, MiB, s, or x for a multiple of the first row (``relative/<metric>``).
+        classes: Makes the metric the mean IoU of these, without those that neither truth nor prediction has.
     """
 
     metric: str
     header: str
     unit: str = "%"
+    classes: tuple[str, ...] = ()
+
+    def of(self, values: Mapping[str, float]) -> float | None:
+        """This quantity among the values of a score, if it is there."""
+        if self.classes:
+            found = [values[f"iou/{name}"] for name in self.classes if f"iou/{name}" in values]
+            return mean(found) if found else None
+        return values.get(self.metric)
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,8 @@ class Row:
 
     def ours(self, column: Column) -> list[float]:
         """What each seed reached, in the unit of the column."""
-        values = [score.values[column.metric] for score in self.scores if column.metric in score.values]
-        return [FACTORS[column.unit] * value for value in values]
+        values = [column.of(score.values) for score in self.scores]
+        return [FACTORS[column.unit] * value for value in values if value is not None]
 
     def theirs(self, column: Column) -> float | None:
         """What the paper reports, in the unit of the column."""

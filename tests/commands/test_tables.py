@@ -52,6 +52,14 @@ def write_run(
     return directory
 
 
+def test_a_column_may_be_the_mean_over_chosen_classes(tmp_path: Path) -> None:
+    write_run(tmp_path, "fcn8s/seed0", 0.5, iou={"background": 0.9, "cat": 0.5, "dog": 0.1, "cow": None})
+    column = Column("miou/two", "of two", classes=("background", "dog", "cow"))
+    row = next(row for row in filled(fcn(), collect(tmp_path)) if row.scores)
+    assert row.ours(column) == [pytest.approx(50)]  # (90 + 10) / 2: there is no cow
+    assert row.ours(Column("miou/none", "none", classes=("cow",))) == []
+
+
 def fcn(columns: list[Column] = MIOU) -> Table:
     """The shipped table with other columns."""
     return Table("", columns, SHIPPED["fcn"].rows)
