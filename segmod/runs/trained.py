@@ -97,6 +97,7 @@ class TrainedRun:
                 config[group] = plain if "_target_" in plain else OmegaConf.merge(config[group], plain)
         for name in {"download", "verify"} & set(config.data):  # that was when it was trained
             config.data[name] = False
+        config.data.summary = None
         for name, value in {**(data or {}), "val_split": split}.items():
             if value is not None:
                 OmegaConf.update(config, f"data.{name}", value)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from lightning import LightningDataModule
 from torch.utils.data import Dataset as AnySamples
 
+from segmod.data import summary
 from segmod.data.base import Dataset, Split, Transform
 from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, cores, prepare_worker
 from segmod.data.passes import verify as verify_images
@@ -44,6 +45,7 @@ class SegmentationDataModule(LightningDataModule):
             Evaluation is of whole images all the same.
         download: fetch what is missing, where the data set knows how.
         verify: read every image of both splits before training.
+        summary: so many images of each split are looked at and described before training; None for none.
         root: folder of the data, which configs hand on to the data set as ``${data.root}``; not used here.
 
     Raises:
@@ -72,12 +74,14 @@ class SegmentationDataModule(LightningDataModule):
         crops: Callable[[SegmentationDataModule], LightningDataModule] | None = None,
         download: bool = False,
         verify: bool = False,
+        summary: int | None = None,
         root: str | Path | None = None,
     ) -> None:
         super().__init__()
         require(whole(batch_size, 1), f"data.batch_size={batch_size}: must be a whole number of at least 1")
         require(num_workers is None or whole(num_workers, 0), f"data.num_workers={num_workers}: must be 0 or more")
         require(whole(seed, 0), f"data.seed={seed}: must be a whole number of at least 0")
+        require(summary is None or whole(summary, 1), f"data.summary={summary}: must be 1 or more images, or null")
         require(not eval_squash or squash is not None, "data.eval_squash=true: set data.squash to the size as well")
         self.train_transform = TrainTransform(crop_size, scale, short_side, squash, hflip, pad)
         size = dataset.image_size
@@ -102,6 +106,7 @@ class SegmentationDataModule(LightningDataModule):
         self.void_as_background = void_as_background
         self.download = download
         self.verify = verify
+        self.summary = summary
         self.train_dataset: Split | None = None
         self.val_dataset: Split | None = None
 
@@ -114,12 +119,14 @@ class SegmentationDataModule(LightningDataModule):
         return Split(self.dataset, name, transform or self.eval_transform, self.seed, self.void_as_background)
 
     def prepare_data(self) -> None:
-        """Download and verify, in one process."""
+        """Download, verify and show what there is, in one process."""
         splits = list(dict.fromkeys((self.train_split, self.val_split)))
         if self.download:
             self.dataset.download(splits)
         if self.verify:
             verify_images([self.split(name) for name in splits])
+        if self.summary is not None:
+            summary.show([self.split(name) for name in splits], self.summary)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that a stage (``fit``, ``validate``; None for all) needs.
