@@ -66,6 +66,7 @@ def test_these_keys_are_for_watching() -> None:
     assert nodes == {
         "logger.csv", "logger.wandb", "logger.tensorboard",
         "callbacks.pictures", "callbacks.panels", "callbacks.lr_monitor", "callbacks.progress", "callbacks.summary",
+        "data.summary",
     }  # fmt: skip
     assert {key for key in found if key.startswith("trainer.")} == {
         "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps",
