@@ -90,8 +90,9 @@ def output_names(images: Sequence[Path]) -> list[str]:
 
     Compared without regard to case, so that results stay apart on every file system.
     """
-    root = Path(os.path.commonpath([path.absolute().parent for path in images]))
-    relative = [path.absolute().relative_to(root) for path in images]
+    absolute = [Path(os.path.abspath(path)) for path in images]  # a pattern may hold .., a name must not
+    root = Path(os.path.commonpath([path.parent for path in absolute]))
+    relative = [path.relative_to(root) for path in absolute]
     stems = [path.with_suffix("").as_posix().casefold() for path in relative]
     taken: set[str] = set()
     names = []

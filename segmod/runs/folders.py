@@ -13,11 +13,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError, whole
+from segmod.ground.names import require_name
 from segmod.runs.keys import readable
 
 
 def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: Mapping[str, Any]) -> str:
-    """Directory of a run: ``runs/<name>[/<overrides>]/seed<k>``."""
+    """Directory of a run: ``runs/<name>[/<overrides>]/seed<k>``.
+
+    Raises:
+        UserError: The seed or the name cannot be.
+    """
     if not whole(seed, 0) or seed >= 2**32:
         raise UserError(f"seed={seed!r}: give a whole number, from 0 to {2**32 - 1}")
     if OmegaConf.is_list(overrides):  # as they were typed: an interpolation in one is not of Hydra's own config
@@ -25,7 +30,7 @@ def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: 
         overrides = list(typed)
     is_default = name == f"{choices.get('model')}-{choices.get('data')}"
     suffix = readable(overrides, with_model_and_data=not is_default)
-    return str(Path(runs).expanduser().joinpath(*filter(None, [name, suffix]), f"seed{seed}"))
+    return str(Path(runs).expanduser().joinpath(*filter(None, [require_name(name, "name="), suffix]), f"seed{seed}"))
 
 
 def register_resolvers() -> None:
