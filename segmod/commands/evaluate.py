@@ -40,8 +40,9 @@ def main(cfg: DictConfig) -> None:
         inference=cfg.get("inference"),
         proposals=cfg.get("proposals"),
         data=cfg.data,
+        trust=cfg.trust,
     )
-    directory = run.directory / "evaluation" / evaluation_name(run)
+    directory = run.folder("evaluation", evaluation_name(run))
     cfg.run_dir = str(directory)
 
     module, datamodule = run.module, run.datamodule

@@ -37,7 +37,12 @@ def main(cfg: DictConfig) -> None:
     if cfg.max_side is not None and not (isinstance(cfg.max_side, int) and cfg.max_side > 0):
         raise UserError(f"max_side={cfg.max_side}: give a number of pixels, or null")
     run = TrainedRun.open(
-        cfg.run, cfg.runs, checkpoint=cfg.checkpoint, inference=cfg.get("inference"), proposals=cfg.get("proposals")
+        cfg.run,
+        cfg.runs,
+        checkpoint=cfg.checkpoint,
+        inference=cfg.get("inference"),
+        proposals=cfg.get("proposals"),
+        trust=cfg.trust,
     ).to(device)
     run.load()  # before the first image, whose failure would be taken for that image's own
 
