@@ -369,7 +369,7 @@ def member(run: str, root: str = "runs") -> TrainedPredictor:
 
     around = _AROUND.get()
     other = TrainedRun.open(run, root, trust=around[-1]._trust.names if around else ())
-    if other.directory in [outer.directory for outer in around]:
+    if other.directory in [outer.directory for outer in around if not outer._asked]:  # else it is scored in another way
         raise UserError(f"inference: {other.directory} is a member of its own ensemble; name another run")
     return TrainedPredictor(other.net, other.predictor)
 
