@@ -109,7 +109,7 @@ class TrainedRun:
         for name, value in {**(data or {}), "val_split": split}.items():
             if value is not None:
                 OmegaConf.update(changes, name, value)
-        trusted = Trust.of(trust, asked, frozen(changes))
+        trusted = Trust.of(trust, {**asked, "data": frozen(changes)})
         raw = frozen(found.stored()) if trusted.is_full else found.stored()
         raw = for_scoring(raw, asked, frozen(changes))
         find_members(raw.get("inference"), "inference", str(runs), found.directory.name)

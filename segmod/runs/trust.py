@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,6 +47,8 @@ SAFE = frozenset(
 )
 """Exact names: once admitted, none of these runs a command, reads a pickle, opens a connection or writes a file."""
 
+log = logging.getLogger(__name__)
+
 _PYTHON_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 _STORING = "segmod.data.edgeboxes.EdgeBoxes"
 
@@ -63,12 +66,12 @@ class Trust:
     folders: frozenset[str]
 
     @classmethod
-    def of(cls, trust: object, *given: Any) -> Self:
+    def of(cls, trust: object, given: Mapping[str, Any] | None = None) -> Self:
         """Trust in what the user vouches for, and in what the user's own nodes name.
 
         Args:
             trust: A name or several, or `ALL`.
-            given: Plain nodes of the command line.
+            given: Plain nodes of the command line, by the group that they change.
 
         Raises:
             UserError: ``trust`` is something else.
@@ -76,8 +79,8 @@ class Trust:
         names = [trust] if isinstance(trust, str) else trust or []
         good = isinstance(names, Iterable) and all(n == ALL or _PYTHON_NAME.fullmatch(str(n)) for n in names)
         require(good, f"trust={trust}: give names such as trust=[unet.UNet], or trust=all")
-        own = {str(value) for node in given for _, value in _values(node, "_target_")}
-        roots = {str(value) for node in given for _, value in _values(node, "root")}
+        own = {str(value) for _, value in _values(given, "_target_")}
+        roots = {str(value) for place, value in _values(given, "root") if not place.startswith(".data.")}
         return cls(
             frozenset({*map(str, names), *own}),  # type: ignore[call-overload]
             frozenset({os.environ.get("SEGMOD_PROPOSALS", "proposals"), *roots}),
@@ -109,12 +112,13 @@ class Trust:
         return self._tamed(node, key)
 
     def _refuse(self, where: str, name: Any, config: Mapping[str, Any]) -> NoReturn:
-        if not _PYTHON_NAME.fullmatch(str(name)) or str(name).startswith("segmod."):
+        where = where if len(where) <= 80 else f"...{where[-80:]}"
+        if not _PYTHON_NAME.fullmatch(str(name)) or str(name).startswith("segmod.") or len(str(name)) > 80:
             raise BuildError(f"{where}={str(name)[:80]!a}: no class that a run may be made of")
         named = [str(n) for group in ("model", "data") for _, n in _values(config[group], "_target_")]
-        new = [n for n in named if n not in SAFE | self.names and _PYTHON_NAME.fullmatch(n)]
-        wanted = ",".join(dict.fromkeys([str(name), *new]))
-        wanted = f"[{wanted}]" if "," in wanted and len(wanted) < 120 else str(name)
+        new = [n for n in named if n not in SAFE | self.names and _PYTHON_NAME.fullmatch(n) and "segmod." not in n]
+        wanted = ",".join(dict.fromkeys([name, *new]))
+        wanted = f"[{wanted}]" if "," in wanted and len(wanted) < 100 else name
         raise UserError(f"{where}={name} is not segmod's own, and would be called: if you trust it, add trust={wanted}")
 
     def _tamed(self, node: Any, key: str) -> Any:
@@ -123,14 +127,15 @@ class Trust:
         if not isinstance(node, dict):
             return node
         node = {name: self._tamed(value, f"{key}.{name}") for name, value in node.items()}
-        if node.get("_target_") in SAFE - self.names:
+        if node.get("_target_") in SAFE:
             # Hydra's, such as _args_: they would get by the checks of arguments by their names
             for name in node:
                 if re.fullmatch("_.*_", str(name)) and name not in ("_target_", "_partial_"):
                     raise BuildError(f"{key}.{name}: no key that a run may have")
             if "weights" in node:
                 node["weights"] = None
-            if node["_target_"] == _STORING and str(node.get("root", "proposals")) not in self.folders:
+            if node["_target_"] == _STORING and (root := str(node.get("root", "proposals"))) not in self.folders:
+                log.info("boxes are read from %s, and new ones not stored: +proposals.root=%s stores them", root, root)
                 node["keep"] = False
         return node
 
