@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segmod.ground.errors import UserError
@@ -24,6 +24,7 @@ def told_of(name: str, nested: bool = True) -> str:
     return ""
 
 
+@settings(deadline=None)
 @given(NAMES, st.sampled_from(["/data/boxes", "runs", "/"]))
 def test_what_is_accepted_stays_inside(name: str, root: str) -> None:
     if line := told_of(name):
@@ -36,6 +37,7 @@ def test_what_is_accepted_stays_inside(name: str, root: str) -> None:
         assert path.resolve() != Path(root).resolve()
 
 
+@settings(deadline=None)
 @given(NAMES)
 def test_a_name_that_may_not_be_nested_is_a_single_file(name: str) -> None:
     assert told_of(name, nested=False) or Path(name).parts == (name,)
