@@ -87,7 +87,7 @@ def settled(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for place, text in left.items():
         if place.partition(".")[0] not in UNBUILT:
             remedy = "calls a resolver: if you trust it, add trust=all" if ":" in text else "refers to nothing there"
-            raise UserError(f"{path}: {place}={text[:80]!a} {remedy}")
+            raise UserError(f"{path}: {place[-60:]}={text[:80]!a} {remedy}")
     require_name(config.get("name"), f"{path}: name=")
     return config
 
