@@ -120,7 +120,7 @@ def home(segmod: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_data_of_thirty_classes_are_trained_on_evaluated_predicted_and_tabled(
-    home: Path, segmod: Any, monkeypatch: pytest.MonkeyPatch
+    home: Path, segmod: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_leaves(home / "photos")
     own = ("--config-dir", str(home / "conf"))
@@ -131,13 +131,15 @@ def test_data_of_thirty_classes_are_trained_on_evaluated_predicted_and_tabled(
     assert (trained["data"], trained["split"], trained["images"]) == ("Leaves", "val", 8)
     assert list(trained["iou"]) == ["ground", *TREES]
 
-    assert segmod("evaluate", f"run={run}", "trainer.enable_progress_bar=false") == 0
+    assert segmod("evaluate", f"run={run}", "trust=leaves.Leaves", "trainer.enable_progress_bar=false") == 0
     (folder,) = run.glob("evaluation/*")
     evaluated = json.loads((folder / "metrics.json").read_text())
     assert evaluated["data"] == "Leaves"
     assert evaluated["present"]["classes"] == ["ground", *TREES[21:]]
     assert [row["class"] for row in csv.DictReader((folder / "iou.csv").open())] == ["ground", *TREES]
-    assert segmod("evaluate", f"run={run}", "submission=true", "trainer.enable_progress_bar=false") == 1
+    capfd.readouterr()
+    assert segmod("evaluate", f"run={run}", "trust=all", "submission=true", "trainer.enable_progress_bar=false") == 1
+    assert "submission=true: the VOC server takes its own classes" in capfd.readouterr().err
 
     assert segmod("tables", "table=runs") == 0
     table = (home / "tables" / "runs.md").read_text()
@@ -191,17 +193,25 @@ def test_a_net_of_ones_own_is_trained_evaluated_and_predicted_with(
     trained = json.loads((run / "metrics.json").read_text())
     assert trained["step"] == 1
 
-    assert segmod("evaluate", f"run={run}", "trainer=cpu", "trainer.enable_progress_bar=false") == 0
+    capfd.readouterr()
+    assert segmod("evaluate", f"run={run}", "trainer=cpu") == 1
+    line = "model.net._target_=unet.UNet is not segmod's own, and would be called: if you trust it, add trust=unet.UNet"
+    assert capfd.readouterr().err == f"segmod: error: {line}\n"
+    trust = line.split()[-1]
+    assert trust in README
+    assert segmod("evaluate", f"run={run}", trust, "trainer=cpu", "trainer.enable_progress_bar=false") == 0
     (evaluated,) = run.glob("evaluation/*/metrics.json")
     assert json.loads(evaluated.read_text())["iou"] == trained["iou"]
     picture = next((run / "pictures").glob("**/*.png"))
-    assert segmod("predict", f"run={run}", f"input={picture}", "output=out", "device=cpu") == 0
+    assert segmod("predict", f"run={run}", trust, f"input={picture}", "output=out", "device=cpu") == 0
     assert (home / "out" / "masks" / picture.name).exists()
+    next_stage = ("name=next", "init_from='" + str(run) + "'", "trainer.max_epochs=1", *short)  # reads weights alone
+    assert segmod("train", "--config-dir", "conf", "model=unet", *next_stage) == 0
 
     (home / "unet.py").unlink()
     monkeypatch.delitem(sys.modules, "unet")
     capfd.readouterr()
-    assert segmod("evaluate", f"run={run}") == 1
+    assert segmod("evaluate", f"run={run}", trust) == 1
     assert capfd.readouterr().err == (
         "segmod: error: model.net._target_=unet.UNet: cannot be imported (No module named 'unet'): "
         "run from the folder that holds unet.py, or name it in PYTHONPATH\n"

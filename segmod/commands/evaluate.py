@@ -40,8 +40,9 @@ def main(cfg: DictConfig) -> None:
         inference=cfg.get("inference"),
         proposals=cfg.get("proposals"),
         data=cfg.data,
+        trust=cfg.trust,
     )
-    directory = run.directory / "evaluation" / evaluation_name(run)
+    directory = run.folder("evaluation", evaluation_name(run))
     cfg.run_dir = str(directory)
 
     module, datamodule = run.module, run.datamodule
@@ -89,7 +90,7 @@ def main(cfg: DictConfig) -> None:
 def inference_name(run: TrainedRun) -> str:
     """The chosen option of the group ``inference``; by the predictor's module where the choice is the run's."""
     choice = cli.choices().get("inference")
-    return str(choice or run.config.inference._target_.split(".")[-2])
+    return str(choice or str(OmegaConf.select(run.config, "inference._target_")).split(".")[-2:][0])
 
 
 def evaluation_name(run: TrainedRun) -> str:

@@ -37,7 +37,12 @@ def main(cfg: DictConfig) -> None:
     if cfg.max_side is not None and not (isinstance(cfg.max_side, int) and cfg.max_side > 0):
         raise UserError(f"max_side={cfg.max_side}: give a number of pixels, or null")
     run = TrainedRun.open(
-        cfg.run, cfg.runs, checkpoint=cfg.checkpoint, inference=cfg.get("inference"), proposals=cfg.get("proposals")
+        cfg.run,
+        cfg.runs,
+        checkpoint=cfg.checkpoint,
+        inference=cfg.get("inference"),
+        proposals=cfg.get("proposals"),
+        trust=cfg.trust,
     ).to(device)
     run.load()  # before the first image, whose failure would be taken for that image's own
 
@@ -90,8 +95,9 @@ def output_names(images: Sequence[Path]) -> list[str]:
 
     Compared without regard to case, so that results stay apart on every file system.
     """
-    root = Path(os.path.commonpath([path.absolute().parent for path in images]))
-    relative = [path.absolute().relative_to(root) for path in images]
+    absolute = [Path(os.path.abspath(path)) for path in images]  # a pattern may hold .., a name must not
+    root = Path(os.path.commonpath([path.parent for path in absolute]))
+    relative = [path.relative_to(root) for path in absolute]
     stems = [path.with_suffix("").as_posix().casefold() for path in relative]
     taken: set[str] = set()
     names = []

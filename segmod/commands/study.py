@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
+from segmod.ground.names import require_name
 from segmod.ground.printing import print_table, short_path, write_records
 from segmod.runs import cli
 from segmod.runs.instantiate import instantiate
@@ -30,15 +31,16 @@ def main(cfg: DictConfig) -> None:
     given = list(cfg.run) if OmegaConf.is_list(cfg.run) else [cfg.run]
     if not given:
         raise UserError("run=[]: give a run, or several: run=[FOLDER,FOLDER]")
-    changes = {name: cfg.get(name) for name in ("checkpoint", "split", "inference", "proposals", "data")}
+    changes = {name: cfg.get(name) for name in ("checkpoint", "split", "inference", "proposals", "data", "trust")}
     runs = [TrainedRun.open(run, cfg.runs, **changes).to(device) for run in given]
     first = runs[0]
     if cfg.against is not None:
-        runs.append(TrainedRun.open(cfg.against, cfg.runs, key="against", seed=first.directory.name).to(device))
+        against = TrainedRun.open(cfg.against, cfg.runs, key="against", seed=first.directory.name, trust=cfg.trust)
+        runs.append(against.to(device))
     names = names_of(runs)
     if cfg.against is not None and cfg.against_name is not None:
-        names[-1] = str(cfg.against_name)
-    directory = Path(cfg.output or first.directory / "studies" / study_name(first)).expanduser().resolve()
+        names[-1] = require_name(cfg.against_name, "against_name=")
+    directory = Path(cfg.output).expanduser().resolve() if cfg.output else first.folder("studies", study_name(first))
     cfg.run_dir = str(directory)
     study: Study = instantiate(cfg, "study")
     table = study(dict(zip(names, runs, strict=True)), directory)

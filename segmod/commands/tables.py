@@ -159,7 +159,7 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
 
 def latex(caption: str, lines: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
     """A booktabs table with its notes as comments."""
-    names = {DASH: "--", "±": "$\\pm$", "†": "$\\dagger$"}
+    names = {DASH: "--", "±": "$\\pm$", "†": "$\\dagger$", "\\": "\\textbackslash{}"}
 
     def escaped(text: str) -> str:
         return "".join(names.get(c, f"\\{c}" if c in "%&_#${}" else c) for c in text)

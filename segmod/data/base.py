@@ -13,6 +13,7 @@ import torch.utils.data
 from segmod.data.instances import COMPONENTS
 from segmod.data.transforms import EvalTransform, TrainTransform
 from segmod.ground.errors import UserError, require
+from segmod.ground.names import require_name
 from segmod.ground.palettes import VOC_PALETTE, Legend
 from segmod.ground.types import IGNORE_INDEX, Sample, UInt8Array
 
@@ -105,15 +106,15 @@ class Split(torch.utils.data.Dataset[Sample]):
         void_as_background: labels 255 become 0 before the transform, so that only padding is void.
 
     Raises:
-        UserError: there is no such split, or two of its images have one name.
+        UserError: there is no such split, or two of its images have one name, or one a name that no file can have.
     """
 
     def __init__(
         self, dataset: Dataset, split: str, transform: Transform, seed: int = 0, void_as_background: bool = False
     ) -> None:
         self.dataset = dataset
-        self.split = split
-        self.names = dataset.names(split)
+        self.split = require_name(split, "split ", nested=False)
+        self.names = [require_name(name, f"{dataset.name} {split}: image ") for name in dataset.names(split)]
         self.transform = transform
         self.seed = seed
         self.void_as_background = void_as_background

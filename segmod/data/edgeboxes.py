@@ -42,6 +42,7 @@ class EdgeBoxes(StoredProposals):
         min_box_area: in pixels.
         gamma: how much a bend counts against two groups belonging together.
         kappa: exponent of the box's size in its score; more favours small boxes less.
+        keep: see `StoredProposals`.
 
     Raises:
         UserError: a value is out of range, the model is missing, or OpenCV was installed without EdgeBoxes.
@@ -65,6 +66,7 @@ class EdgeBoxes(StoredProposals):
         min_box_area: float = 1000.0,
         gamma: float = 2.0,
         kappa: float = 1.5,
+        keep: bool = True,
     ) -> None:
         require(edges in get_args(EdgeMap), f"proposals.edges={edges}: must be one of {', '.join(get_args(EdgeMap))}")
         require(sigma > 0, f"proposals.sigma={sigma}: must be above 0 pixels")
@@ -82,7 +84,7 @@ class EdgeBoxes(StoredProposals):
         self.sigma = sigma
         self.model = _model_file(model) if edges == "structured_forest" else None
         made_by = {"model_crc32": zlib.crc32(self.model.read_bytes())} if self.model else {"sigma": sigma}
-        super().__init__("edgeboxes", root, {"version": _VERSION, "edges": edges, **made_by, **self.settings})
+        super().__init__("edgeboxes", root, {"version": _VERSION, "edges": edges, **made_by, **self.settings}, keep)
 
     def find(self, image: UInt8Array) -> FloatArray:
         """Return the boxes of an image, uint8 (H, W, 3) RGB."""

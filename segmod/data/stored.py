@@ -32,9 +32,11 @@ class StoredProposals(ABC):
         source: short name of the method.
         root: folder of all stored proposals.
         parameters: everything that changes the boxes, with the version of the method; values as JSON knows them.
+        keep: store what is found; False reads what is there, and writes nothing.
     """
 
-    def __init__(self, source: str, root: str | Path, parameters: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, root: str | Path, parameters: Mapping[str, Any], keep: bool = True) -> None:
+        self.keep = keep
         self.parameters = dict(parameters)
         digest = hashlib.sha256(json.dumps(self.parameters, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = Path(root).expanduser() / f"{source}-{digest}"
@@ -50,7 +52,8 @@ class StoredProposals(ABC):
         boxes = self.load(name, image)
         if boxes is None:
             boxes = self.find(image)
-            self._store(name, image, boxes)
+            if self.keep:
+                self._store(name, image, boxes)
         return boxes
 
     def path(self, name: str) -> Path:

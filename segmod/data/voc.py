@@ -16,6 +16,7 @@ from segmod.data.base import Dataset
 from segmod.data.instances import COMPONENTS
 from segmod.data.sbd import SBD_SPLITS, download_sbd, read_mat, sbd_masks
 from segmod.ground.errors import UserError, require
+from segmod.ground.names import require_name
 from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.types import IGNORE_INDEX, UInt8Array
 
@@ -145,6 +146,7 @@ class PascalVOC(Dataset):
 
     def _ids(self, split: str) -> list[str]:
         """Return the ids on a list."""
+        require_name(split, "split ", nested=False)
         file = self._folder / "ImageSets" / "Segmentation" / f"{split}.txt"
         if split == "seg11valid" and not file.is_file():
             file = Path(__file__).with_name("seg11valid.txt")
@@ -155,7 +157,7 @@ class PascalVOC(Dataset):
         names = file.read_text().split()
         if not names:
             raise UserError(f"{file}: the list is empty; {_remedy(self.root, self.year)}")
-        return names
+        return [require_name(name, f"{file}: ") for name in names]
 
     def _object_file(self, name: str) -> Path | None:
         files = self._folder / "SegmentationObject" / f"{name}.png", self.sbd_root / "inst" / f"{name}.mat"

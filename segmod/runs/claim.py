@@ -18,6 +18,7 @@ from segmod.ground.files import replace_text
 from segmod.runs.folders import Run
 from segmod.runs.keys import settings
 from segmod.runs.launch import is_leader
+from segmod.runs.stored import as_stored, followed
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def own_run(cfg: DictConfig) -> Run:
     if cfg.overwrite or not run.config_file.is_file():
         return run
     stored = run.config()
-    ours, theirs = settings(cfg), settings(stored)
+    ours, theirs = settings(OmegaConf.create(followed(as_stored(cfg))[0])), settings(stored)
     roots = [c.data.get("root") for c in (cfg, stored) if "data" in c]
     if len(set(roots)) > 1:
         log.warning("data.root was %s when %s was made, it is %s now", roots[1], run.directory, roots[0])
@@ -70,7 +71,7 @@ def claim(run: Run, cfg: DictConfig) -> Iterator[bool]:
         is_new = not run.config_file.is_file()
         if cfg.overwrite:
             clear(run)
-        replace_text(run.config_file, OmegaConf.to_yaml(cfg))
+        replace_text(run.config_file, OmegaConf.to_yaml(OmegaConf.create(as_stored(cfg))))
         yield is_new
 
 

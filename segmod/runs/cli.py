@@ -180,7 +180,8 @@ def _report(error: BaseException, config_name: str) -> int:
         return 1
     if os.environ.get("SEGMOD_TRACEBACK") == "1":
         traceback.print_exception(error)
-    sys.stderr.write(f"segmod: error: {' '.join(line.split())}\n")
+    shown = "".join(c if c.isprintable() else "?" for c in " ".join(line.split()))  # of a file that is anybody's
+    sys.stderr.write(f"segmod: error: {shown}\n")
     return 1
 
 

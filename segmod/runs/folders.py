@@ -13,11 +13,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError, whole
+from segmod.ground.names import require_name
 from segmod.runs.keys import readable
+from segmod.runs.stored import followed, read
+
+MEMBER = "segmod.runs.trained.member"
+"""``_target_`` of another run within a predictor."""
 
 
 def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: Mapping[str, Any]) -> str:
-    """Directory of a run: ``runs/<name>[/<overrides>]/seed<k>``."""
+    """Directory of a run: ``runs/<name>[/<overrides>]/seed<k>``.
+
+    Raises:
+        UserError: The seed or the name cannot be.
+    """
     if not whole(seed, 0) or seed >= 2**32:
         raise UserError(f"seed={seed!r}: give a whole number, from 0 to {2**32 - 1}")
     if OmegaConf.is_list(overrides):  # as they were typed: an interpolation in one is not of Hydra's own config
@@ -25,7 +34,7 @@ def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: 
         overrides = list(typed)
     is_default = name == f"{choices.get('model')}-{choices.get('data')}"
     suffix = readable(overrides, with_model_and_data=not is_default)
-    return str(Path(runs).expanduser().joinpath(*filter(None, [name, suffix]), f"seed{seed}"))
+    return str(Path(runs).expanduser().joinpath(*filter(None, [require_name(name, "name="), suffix]), f"seed{seed}"))
 
 
 def register_resolvers() -> None:
@@ -65,8 +74,8 @@ class Run:
             raise UserError(f"cannot read {self.metrics_file} ({error}): delete it and run again") from None
         return result
 
-    def config(self) -> DictConfig:
-        """The stored config.
+    def stored(self) -> dict[str, Any]:
+        """The stored config as it stands there, see `segmod.runs.stored`; its ``run_dir`` is where it lies now.
 
         Raises:
             UserError: The directory holds no run.
@@ -75,10 +84,15 @@ class Run:
             raise UserError(
                 f"run={self.directory}: no run there (no {self.config_file}); give a folder like runs/NAME/seed0"
             )
-        cfg = OmegaConf.load(self.config_file)
-        assert isinstance(cfg, DictConfig)
-        cfg.run_dir = str(self.directory.resolve())
-        return cfg
+        return {**read(self.config_file), "run_dir": str(self.directory.resolve())}
+
+    def config(self) -> DictConfig:
+        """The stored config, its references followed; nothing in it is called.
+
+        Raises:
+            UserError: As `stored`.
+        """
+        return OmegaConf.create(followed(self.stored(), self.config_file)[0])
 
     def checkpoint(self, which: str) -> Path:
         """Path of the ``best`` or ``last`` checkpoint (the last where no validation has made a best), or a path.
@@ -126,6 +140,23 @@ def find_run(given: str, root: str = "runs", key: str = "run", seed: str | None 
     raise UserError(
         f"{key}={given}: no run there, and none of that name in {root}; give a folder like runs/NAME/seed0, or train it"
     )
+
+
+def find_members(node: Any, key: str, runs: str, seed: str) -> None:
+    """Give each other run that a predictor names by its folder, in place.
+
+    So a mistake is told by its key before anything is loaded, and the record says which run it was. Of several seeds
+    that of the run itself is taken.
+
+    Raises:
+        UserError: There is no such run, or several.
+    """
+    if not isinstance(node, dict):
+        return
+    if node.get("_target_") == MEMBER:
+        node["run"] = str(find_run(str(node.get("run")), runs, f"{key}.run", seed).directory)
+    for name, value in node.items():
+        find_members(value, f"{key}.{name}", runs, seed)
 
 
 def predecessor(init_from: str, cfg: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> Path:

@@ -6,7 +6,8 @@ run's config and numbers cost no torch, a prediction no Lightning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -16,8 +17,11 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
-from segmod.runs.folders import Run, find_run
+from segmod.ground.names import require_name
+from segmod.runs.folders import Run, find_members, find_run
 from segmod.runs.instantiate import BuildError, instantiate
+from segmod.runs.stored import for_scoring, frozen, settled
+from segmod.runs.trust import Trust
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +35,8 @@ if TYPE_CHECKING:
     from segmod.training.datamodule import SegmentationDataModule
     from segmod.training.module import SegmentationModule
 
-_MEMBER = "segmod.runs.trained.member"  # _target_ of another run within a predictor
+_OF_TRAINING = ("optimizer", "scheduler", "init_from")  # keys of the model
+_AROUND: ContextVar[tuple[TrainedRun, ...]] = ContextVar("around", default=())  # runs of which something is being built
 
 
 class TrainedRun:
@@ -44,15 +49,19 @@ class TrainedRun:
         config: Its stored config, with what is to be otherwise; see `open`.
         checkpoint: ``best``, ``last`` or a path; None for what the config says.
         asked: Key of what is not as it was stored, so that a mistake there is told as such.
+        trust: What the config may name.
 
     Attributes:
         directory: Folder of the run.
         config: What it was made of, and what `open` changed.
     """
 
-    def __init__(self, run: Run, config: DictConfig, checkpoint: str | None = None, asked: str = "") -> None:
+    def __init__(
+        self, run: Run, config: DictConfig, checkpoint: str | None = None, asked: str = "", trust: Trust | None = None
+    ) -> None:
         self._run = run
         self._asked = asked
+        self._trust = trust or Trust.of(())
         self._checkpoint = checkpoint
         self.directory = run.directory
         self.config = config
@@ -71,6 +80,7 @@ class TrainedRun:
         data: Mapping[str, Any] | None = None,
         key: str = "run",
         seed: str | None = None,
+        trust: Iterable[str] | str = (),
     ) -> Self:
         """Find a run and read its config. What is None is as in the run.
 
@@ -85,33 +95,26 @@ class TrainedRun:
             data: Keys of the data to change, such as ``root``; those of value None stay.
             key: What to call the run in messages.
             seed: Folder name such as ``seed0``, which is taken where there are several runs.
+            trust: Classes that the stored config may name besides those of segmod, such as ``unet.UNet``, or ``all``:
+                treat it as one of your own. What it names is imported and called, with its arguments.
 
         Raises:
-            UserError: There is no such run or several, or no such run as a member of the predictor.
+            UserError: There is no such run or several, no such run as a member of the predictor, or its config calls
+                a resolver.
         """
         found = find_run(str(run), str(runs), key, seed)
-        config = found.config()
-        for group, node in (("inference", inference), ("proposals", proposals)):
-            if node is not None:
-                plain: Any = OmegaConf.to_container(node) if isinstance(node, DictConfig) else dict(node)
-                config[group] = plain if "_target_" in plain else OmegaConf.merge(config[group], plain)
-        for name in {"download", "verify"} & set(config.data):  # that was when it was trained
-            config.data[name] = False
-        config.data.summary = None
+        groups = {"inference": inference, "proposals": proposals}
+        asked = {group: frozen(node) for group, node in groups.items() if node is not None}
+        changes = OmegaConf.create()
         for name, value in {**(data or {}), "val_split": split}.items():
             if value is not None:
-                OmegaConf.update(config, f"data.{name}", value)
-        if config.data.get("crops") is not None:
-            config.data.crops = None  # whole images are scored, whatever the run trained on
-            if not config.data.get("eval_squash"):
-                config.data.squash = None  # that was the size of the crops
-        if config.model.net.get("weights") is not None:
-            config.model.net.weights = None  # the checkpoint brings all weights
-        if config.get("inference") is not None:
-            predictor = OmegaConf.to_container(config.inference)
-            _find_members(predictor, "inference", str(runs), found.directory.name)
-            config.inference = predictor
-        return cls(found, config, checkpoint, "model.predictor" if inference or proposals else "")
+                OmegaConf.update(changes, name, value)
+        trusted = Trust.of(trust, {**asked, "data": frozen(changes)})
+        raw = frozen(found.stored()) if trusted.is_full else found.stored()
+        raw = for_scoring(raw, asked, frozen(changes))
+        find_members(raw.get("inference"), "inference", str(runs), found.directory.name)
+        config = settled(raw, found.config_file)
+        return cls(found, OmegaConf.create(config), checkpoint, "model.predictor" if asked else "", trusted)
 
     # -- what stands in the folder -----------------------------------------------------------------------------------
 
@@ -143,6 +146,17 @@ class TrainedRun:
         """What it reached in training, such as ``val/miou``, fractions in [0, 1]; empty until it is finished."""
         return dict((self._run.result() or {}).get("metrics", {}))
 
+    def folder(self, kind: str, name: str) -> Path:
+        """Where results go, such as ``evaluation/dense-val``: inside its folder, whatever the config says.
+
+        Raises:
+            UserError: A link leads elsewhere, or the name does.
+        """
+        path = self.directory / kind / require_name(name, f"{kind}: ", nested=False)
+        for link in (found for found in (path.parent, path, *path.rglob("*")) if found.is_symlink()):
+            raise UserError(f"{link}: is a link, and results would go where it leads; remove it")
+        return path
+
     # -- what is built -----------------------------------------------------------------------------------------------
 
     @cached_property
@@ -153,10 +167,11 @@ class TrainedRun:
             UserError: The checkpoint's weights are not exactly those of the net.
         """
         import torch
+        from torch import nn
 
         from segmod.nets.weights import load_net
 
-        net: nn.Module = self._build("model.net")
+        net: nn.Module = self._build("model.net", nn.Module)
         load_net(net, self.checkpoint, strict=True)
         if self.config.model.get("channels_last"):
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -169,23 +184,24 @@ class TrainedRun:
 
         if OmegaConf.select(self.config, "model.predictor") is None:
             return DensePredictor()
-        predictor: Predictor = self._build("model.predictor")
+        predictor: Predictor = self._build("model.predictor", Callable)
         return predictor
 
     @cached_property
     def module(self) -> SegmentationModule:
-        """The LightningModule of net and predictor, for a trainer's ``validate``."""
-        node: Any = OmegaConf.to_container(self.config.model, resolve=True)
-        rest = {name: value for name, value in node.items() if name not in ("net", "predictor")}
-        module: SegmentationModule = self._build(
-            "model", OmegaConf.create({"model": rest}), net=self.net, predictor=self.predictor
-        )
+        """The LightningModule of net and predictor, for a trainer's ``validate``: it has no optimiser."""
+        from segmod.training.module import SegmentationModule
+
+        given = {"net": self.net, "predictor": self.predictor, "optimizer": None}
+        module: SegmentationModule = self._build("model", SegmentationModule, **given)
         return module
 
     @cached_property
     def datamodule(self) -> SegmentationDataModule:
         """Its data; opens nothing on disk."""
-        datamodule: SegmentationDataModule = self._build("data")
+        from segmod.training.datamodule import SegmentationDataModule
+
+        datamodule: SegmentationDataModule = self._build("data", SegmentationDataModule)
         return datamodule
 
     @cached_property
@@ -205,9 +221,23 @@ class TrainedRun:
         """Images of the split with their truth, whole, not augmented."""
         return self.datamodule.split(self.split)
 
-    def _build(self, key: str, config: DictConfig | None = None, **given: Any) -> Any:
+    def _build(self, key: str, kind: Any, **given: Any) -> Any:
+        """What a node of the config describes, of some kind; keys of the training alone are not looked at."""
+        config: Any = OmegaConf.to_container(self.config, resolve=True)
+        config["model"] = {name: node for name, node in config["model"].items() if name not in _OF_TRAINING}
+        node = config
+        for part in key.split("."):
+            node = node[part]
+        node = {name: value for name, value in node.items() if name not in given}
+        around = _AROUND.set((*_AROUND.get(), self))
         try:
-            return instantiate(self.config if config is None else config, key, **given)
+            root = self._trust.admit(node, key, config)
+            for part in reversed(key.split(".")):
+                root = {part: root}
+            built = instantiate(OmegaConf.create(root), key, **given)
+            if not isinstance(built, kind):
+                raise BuildError(f"{key} gives a {type(built).__name__}, which it cannot be")
+            return built
         except BuildError as error:
             if key == self._asked:
                 raise
@@ -215,6 +245,8 @@ class TrainedRun:
                 f"run={self.directory}: this version of segmod cannot build it as it was stored ({error}): "
                 "train it again, or take the version that metrics.json names"
             ) from error
+        finally:
+            _AROUND.reset(around)
 
     def load(self) -> Self:
         """Build net and predictor now, so that whatever is wrong with them is told before the first image."""
@@ -324,31 +356,22 @@ class Prediction:
 def member(run: str, root: str = "runs") -> TrainedPredictor:
     """Another run as a member of an ensemble: a predictor with a net of its own, scored as that run validates.
 
+    It is trusted as far as the run that names it.
+
     Args:
         run: Its folder or name.
         root: Folder of the runs, where names are looked for.
 
     Raises:
-        UserError: There is no such run, or it has no checkpoint.
+        UserError: There is no such run, it has no checkpoint, or it is a member of itself.
     """
     from segmod.inference.ensemble import TrainedPredictor
 
-    other = TrainedRun.open(run, root)
+    around = _AROUND.get()
+    other = TrainedRun.open(run, root, trust=around[-1]._trust.names if around else ())
+    if other.directory in [outer.directory for outer in around if not outer._asked]:  # else it is scored in another way
+        raise UserError(f"inference: {other.directory} is a member of its own ensemble; name another run")
     return TrainedPredictor(other.net, other.predictor)
-
-
-def _find_members(node: Any, key: str, runs: str, seed: str) -> None:
-    """Give each other run that a predictor names by its folder, in place.
-
-    So a mistake is told by its key before anything is loaded, and the record says which run it was. Of several seeds
-    that of the run itself is taken.
-    """
-    if not isinstance(node, dict):
-        return
-    if node.get("_target_") == _MEMBER:
-        node["run"] = str(find_run(str(node.get("run")), runs, f"{key}.run", seed).directory)
-    for name, value in node.items():
-        _find_members(value, f"{key}.{name}", runs, seed)
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -133,6 +133,8 @@ def test_names_are_paths_below_the_common_folder_and_never_collide() -> None:
     assert names[2:5] == ["y/b.jpg", "y/b.png", "y/B.gif"]
     assert len({name.casefold() for name in names}) == 6
     assert predict.output_names([Path("/data/x/a.jpg")]) == ["a"]
+    upwards = [Path("/data/y/../../up/a.jpg"), Path("/data/y/x/../../../../up/b.jpg")]  # as a pattern may find them
+    assert predict.output_names(upwards) == ["a", "b"]
 
 
 def test_outputs_never_replace_inputs(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from segmod import viz
-from segmod.commands.tables import draw, footnotes, layout
+from segmod.commands.tables import draw, footnotes, latex, layout
 from segmod.runs import cli
 from segmod.runs.records import collect, collect_benchmarks, over_epochs
 from segmod.runs.tables import Column, Row, Table, filled, read_tables
@@ -350,3 +350,8 @@ def test_tables_of_a_folder_of_ones_own_are_found(tmp_path: Path) -> None:
     (line,) = done.stderr.strip().splitlines()
     assert "tables/mine.yaml: no table of segmod" in line
     assert "'label'" in line
+
+
+def test_latex_writes_out_what_a_name_holds() -> None:
+    table = latex("of a run", [["", "miou"], ["\\input{x}", "1"]], [])
+    assert "\\textbackslash{}input\\{x\\} & 1" in table

@@ -87,6 +87,12 @@ def test_images_are_told_apart_by_their_names():
         fields(names=("a", "b", "c", "b"))
 
 
+@pytest.mark.parametrize("name", ["../../victim", "/victim", "", "a/./b"])
+def test_an_image_whose_name_leads_elsewhere_is_refused(name):
+    with pytest.raises(UserError, match=rf"^Fields val: image '{name}' can be no file's name: "):
+        fields(names=("a", name))
+
+
 def test_augmentation_is_decided_by_seed_epoch_and_index():
     # Both images are one and the same, so that nothing else can tell their crops apart.
     image = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)

@@ -1,4 +1,5 @@
 import os
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -312,3 +313,18 @@ def test_real_images_read(split):
         assert png.mode == "P"
         np.testing.assert_array_equal(mask, np.asarray(png))
         np.testing.assert_array_equal(image[:, :, ::-1], cv2.imread(str(jpeg)))
+
+
+@pytest.mark.parametrize("name", ["../../../../victim", "/victim", "a/../../b", "a\\b"])
+def test_an_entry_of_a_list_that_leads_elsewhere_is_refused_with_its_list(voc, name):
+    file = voc / "ImageSets/Segmentation" / "val.txt"
+    file.write_text(f"{first_id(voc, 'val')}\n{name}\n")
+    message = re.escape(f"{file}: {name!a} can be no file's name: ")
+    with pytest.raises(UserError, match=message):
+        Split(PascalVOC(voc), "val", PLAIN)
+
+
+@pytest.mark.parametrize("split", ["../Segmentation/val", "/val", "sub/val", ".."])
+def test_a_split_is_a_name_and_no_path(voc, split):
+    with pytest.raises(UserError, match=r"^split '.*' can be no file's name: "):
+        Split(PascalVOC(voc), split, PLAIN)

@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -190,3 +191,14 @@ def test_a_folder_without_a_checkpoint_is_not_offered(tmp_path: Path) -> None:
     (shell / "metrics.json").write_text("{}")
     with pytest.raises(UserError, match="there are 2 runs"):
         runs.find_run("fcn8s", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../../escape", "/abs/name", "a/../../b", "..", "a\\b"])
+def test_a_name_does_not_lead_out_of_runs(name: str, segmod: Any, tmp_path: Path, capfd: Any) -> None:
+    for command in ("train", "benchmark"):
+        assert segmod(command, f"name='{name}'") == 1
+        error = capfd.readouterr().err
+        assert error.startswith("segmod: error: name='")
+        assert "can be no file's name" in error
+        assert error.count("\n") == 1
+    assert not list(tmp_path.rglob("*"))
