@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segmod.ground.errors import UserError
 from segmod.ground.files import remove_parts, replacing
+from segmod.ground.types import Amount, Text
 from segmod.training.lightning_private import (
     add_hooks,
     epoch_ends,
@@ -86,10 +87,10 @@ class Checkpoints(L.Callback):
 
     def __init__(
         self,
-        directory: str,
-        monitor: str = "val/miou",
+        directory: Text,
+        monitor: Text = "val/miou",
         mode: Literal["max", "min"] = "max",
-        every_n_steps: int = 100,
+        every_n_steps: Amount = 100,
     ) -> None:
         self.last = Path(directory) / "last.ckpt"
         self.best = Path(directory) / "best.ckpt"
