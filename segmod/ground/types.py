@@ -5,7 +5,7 @@ Imports torch for the type checker alone, so that a command's ``--help`` need no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Final, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, MinLen
@@ -30,7 +30,7 @@ Factor = Annotated[float, Gt(0), Le(100)]  # of sides or channels
 Processes = Annotated[int, Ge(0), Le(256)]
 Text = Annotated[str, MinLen(1)]
 
-IGNORE_INDEX = 255
+IGNORE_INDEX: Final = 255
 """Label of void pixels: they enter no loss and no metric."""
 
 

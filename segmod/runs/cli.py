@@ -102,15 +102,15 @@ def _run_job(name: str, returned: list[Any], cfg: DictConfig) -> Any:
             raise
         finally:
             if name == "train" and is_leader():
-                _remove_if_unclaimed(Path(cfg.run_dir), Path(cfg.runs).expanduser().resolve())
+                _remove_if_unclaimed(Path(cfg.run_dir), Path(os.path.abspath(Path(cfg.runs).expanduser())))
 
 
 def _remove_if_unclaimed(directory: Path, root: Path) -> None:
-    """Remove the folder that Hydra made for a run which was then refused, and those above it below ``root``."""
+    """Remove the folder that Hydra made for a run which was then refused, and those above it, ``root`` the last."""
     if not (directory / ".hydra").exists():
         (directory / "train.log").unlink(missing_ok=True)
         with suppress(OSError):  # the first that is not empty ends it
-            for folder in (directory, *(parent for parent in directory.parents if root in parent.parents)):
+            for folder in (directory, *(parent for parent in directory.parents if root in (parent, *parent.parents))):
                 folder.rmdir()
 
 

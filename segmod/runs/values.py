@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from inspect import isclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,7 +21,7 @@ from omegaconf.errors import ConfigTypeError
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from segmod.ground.errors import UserError, cut, require
-from segmod.ground.types import Amount, Count, Fraction, NotNegative, Positive, Processes, Side, Text
+from segmod.ground.types import Amount, Count, Fraction, Images, NotNegative, Positive, Processes, Side, Text
 
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]  # what NumPy takes
 Limit = Count | Annotated[float, Gt(0), Le(1)]  # batches, or a share of them
@@ -99,7 +100,9 @@ _KEYS: dict[str, Any] = {
 }
 # arguments of classes that say less of them than they take
 OF_LIBRARIES: dict[str, dict[str, Any]] = {
-    "torch.nn.CrossEntropyLoss": {"reduction": Literal["mean", "sum"], "label_smoothing": Fraction},
+    "torch.nn.CrossEntropyLoss": {
+        "reduction": Literal["mean", "sum"], "label_smoothing": Fraction, "ignore_index": Literal[255],
+    },
     "lightning.pytorch.callbacks.EarlyStopping": {
         "monitor": Text, "patience": Amount, "mode": Literal["min", "max"], "min_delta": NotNegative,
     },
@@ -113,7 +116,12 @@ _OF_COMMAND: dict[str, dict[str, Any]] = {
     "evaluate": {"run": Text, "split": Text | None},
     "study": {"split": Text | None, "run": Text | Annotated[list[Text], MinLen(1)]},
     "tables": {"output": Text},
-    "benchmark": {"output": Text},
+    "benchmark": {
+        "output": Text,
+        "data.batch_size": Images,
+        "data.crop_size": Side | None,
+        "data.squash": Side | None,
+    },
 }
 
 
@@ -166,12 +174,7 @@ def check_type(value: Any, hint: Any, key: str) -> None:
         UserError: It is of another type or out of range.
     """
     try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
-    except PydanticUserError:
-        try:
-            adapter = TypeAdapter(hint)
-        except Exception:
-            return
+        adapter = _adapter(hint)
     except Exception:  # hints pydantic cannot read are left to the target
         return
     fault = " has the wrong type"
@@ -182,6 +185,14 @@ def check_type(value: Any, hint: Any, key: str) -> None:
         if any(one["type"] in _RANGES for one in error.errors()):
             fault = ""
     raise UserError(f"{key}={_shown(value)}{fault}: give {_describe(hint)}")
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+    except PydanticUserError:  # of a type that brings a configuration of its own
+        return TypeAdapter(hint)
 
 
 # what pydantic calls a value of the right type that is out of range
@@ -229,7 +240,8 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(str, arguments)) if len(arguments) < 3 else f"one of {', '.join(map(str, arguments))}"
     if origin is Annotated:
-        return _describe(arguments[0]) + _bounds(arguments[1:])
+        of = [f" of {mark.min_length}" for mark in arguments[1:] if isinstance(mark, Len)]
+        return _describe(arguments[0]).replace("a list", "".join(["a list", *of]), 1) + _bounds(arguments[1:])
     if origin is not None and isclass(origin) and issubclass(origin, Sequence) and arguments:
         return f"a list, each {_describe(arguments[0])}"
     if is_typeddict(hint):
