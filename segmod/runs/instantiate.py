@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
-from segmod.runs.values import OF_LIBRARIES, check_type
+from segmod.runs.values import OF_LIBRARIES, check_type, shown
 
 logging.getLogger("hydra.utils").addFilter(lambda record: False)  # writes what cannot be imported in three lines more
 
@@ -37,7 +37,7 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
     """
     node = OmegaConf.select(deepcopy(cfg), key)  # Hydra resolves in place what a node refers to, beyond the node, too
     if not (OmegaConf.is_dict(node) and "_target_" in node):
-        raise UserError(f"{key}={node}: give a node with _target_, the class to build, and its arguments")
+        raise UserError(f"{key}={shown(node)}: give a node with _target_, the class to build, and its arguments")
     plain = OmegaConf.to_container(node, resolve=True)
     check(plain, key, given=kwargs)
     try:

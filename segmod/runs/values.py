@@ -184,7 +184,7 @@ def check_type(value: Any, hint: Any, key: str) -> None:
     except ValidationError as error:
         if any(one["type"] in _RANGES for one in error.errors()):
             fault = ""
-    raise UserError(f"{key}={_shown(value)}{fault}: give {_describe(hint)}")
+    raise UserError(f"{key}={shown(value)}{fault}: give {_describe(hint)}")
 
 
 @cache
@@ -213,7 +213,7 @@ def _unchanged(value: Any, checked: Any) -> bool:
     return type(value) is type(checked) or (type(value) is int and type(checked) is float)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as YAML has it."""
     return (
         {None: "null", True: "true", False: "false"}[value]
