@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class BalancedCrossEntropy(nn.Module):
         logits (B, K, ...) and mask int64 (B, ...) -> scalar.
     """
 
-    def __init__(self, ignore_index: int = IGNORE_INDEX) -> None:
+    def __init__(self, ignore_index: Literal[255] = IGNORE_INDEX) -> None:
         super().__init__()
         self.ignore_index = ignore_index
 
@@ -48,7 +50,7 @@ class OneVsRest(nn.Module):
         logits (B, K, ...) and mask int64 (B, ...) -> scalar.
     """
 
-    def __init__(self, ignore_index: int = IGNORE_INDEX) -> None:
+    def __init__(self, ignore_index: Literal[255] = IGNORE_INDEX) -> None:
         super().__init__()
         self.ignore_index = ignore_index
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired
 
+from annotated_types import Gt, Lt
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from typing_extensions import TypedDict  # typing's own cannot be checked before Python 3.12
 
 from segmod.ground.errors import UserError
+from segmod.ground.types import Amount, Count, NotNegative, Positive
 
 
 class ParamRule(TypedDict):
     """What to do with the parameters whose name the pattern finds; multipliers default to 1."""
 
     match: str  # regular expression, searched in names such as "features.0.bias"
-    lr_mult: NotRequired[float]  # 0 freezes the parameters
-    decay_mult: NotRequired[float]
+    lr_mult: NotRequired[NotNegative]  # 0 freezes the parameters
+    decay_mult: NotRequired[NotNegative]
 
 
 def param_groups(net: nn.Module, rules: Sequence[ParamRule]) -> list[dict[str, Any]]:
@@ -94,7 +97,7 @@ class Schedule(LambdaLR):
         total_steps: int,
         steps_per_epoch: int = 1,
         *,
-        warmup: int = 0,
+        warmup: Amount = 0,
         by_epoch: bool = False,
     ) -> None:
         self.total_steps = max(1, total_steps)
@@ -114,7 +117,7 @@ class Schedule(LambdaLR):
 class Constant(Schedule):
     """The initial rate throughout; the length of the training does not matter."""
 
-    def __init__(self, optimizer: Optimizer, *, warmup: int = 0) -> None:
+    def __init__(self, optimizer: Optimizer, *, warmup: Amount = 0) -> None:
         super().__init__(optimizer, 1, warmup=warmup)
 
     def factor(self, t: int, total: float) -> float:  # noqa: D102
@@ -130,8 +133,8 @@ class Poly(Schedule):
         total_steps: int,
         steps_per_epoch: int = 1,
         *,
-        power: float = 0.9,
-        warmup: int = 0,
+        power: NotNegative = 0.9,
+        warmup: Amount = 0,
         by_epoch: bool = False,
     ) -> None:
         self.power = power
@@ -166,9 +169,9 @@ class Step(Schedule):
         total_steps: int,
         steps_per_epoch: int = 1,
         *,
-        every: int = 10000,
-        gamma: float = 0.1,
-        warmup: int = 0,
+        every: Count = 10000,
+        gamma: Positive = 0.1,
+        warmup: Amount = 0,
         by_epoch: bool = False,
     ) -> None:
         self.every = every
@@ -197,9 +200,9 @@ class Plateau(ReduceLROnPlateau):
         optimizer: Optimizer,
         *,
         mode: Literal["min", "max"] = "max",
-        factor: float = 0.1,
-        patience: int = 10,
-        warmup: int = 0,
+        factor: Annotated[float, Gt(0), Lt(1)] = 0.1,
+        patience: Amount = 10,
+        warmup: Amount = 0,
     ) -> None:
         super().__init__(optimizer, mode, factor, patience)
         self.warmup = warmup

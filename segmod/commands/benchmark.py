@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from segmod import viz
-from segmod.ground.errors import UserError, require, whole
+from segmod.ground.errors import UserError, require
 from segmod.ground.files import replace_text
 from segmod.ground.printing import markdown, print_table, short_path, write_records
 from segmod.measure import ratio_of_rounds, spread
@@ -46,7 +46,7 @@ def after(jobs: Sequence[tuple[Job, DictConfig]]) -> None:
     cfg, measured = jobs[0][1], [job for job, _ in jobs]
     label_jobs(measured)
     reference = find_reference(measured, cfg.against)
-    rounds = _number(cfg, "rounds") or (3 if len(measured) > 1 else 1)
+    rounds = cfg.rounds or (3 if len(measured) > 1 else 1)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended, too
     try:
         take_turns(measured, rounds, reference)
@@ -118,15 +118,15 @@ def main(cfg: DictConfig) -> tuple[Job, DictConfig]:
     require(precision in PRECISIONS, f"precision={precision}: choose one of {', '.join(PRECISIONS)}")
     needs_gpu = precision == "16-mixed" and device == "cpu"
     require(not needs_gpu, "precision=16-mixed needs a GPU: choose bf16-mixed or 32-true")
-    counts = {name: _number(cfg, name, least=name != "warmup") for name in ("steps", "passes", "warmup")}
+    counts = {name: cfg[name] for name in ("steps", "passes", "warmup")}
     settings = {
         "device": device,
-        "batch": _number(cfg, "batch") or _number(cfg, "data.batch_size"),
+        "batch": cfg.batch or cfg.data.batch_size,
         "size": size_of(cfg),
         "precision": precision,
         **_COUNTS[device.partition(":")[0]],
         **{name: count for name, count in counts.items() if count is not None},
-        "threads": _number(cfg, "threads") or torch.get_num_threads(),
+        "threads": cfg.threads or torch.get_num_threads(),
         "gradient_clip_val": cfg.trainer.get("gradient_clip_val"),
     }
     job = Job(
@@ -154,7 +154,6 @@ def model_of(cfg: DictConfig) -> dict[str, Any]:
     model = {name: value for name, value in resolved.items() if name not in _COSTLESS}
     for name in ("channels_last", "compile"):
         if cfg[name] is not None:
-            require(isinstance(cfg[name], bool), f"{name}={cfg[name]}: give true or false")
             model[name] = cfg[name]
     model["net"] = without_weights(model["net"])
     return model
@@ -164,17 +163,7 @@ def size_of(cfg: DictConfig) -> list[int]:
     """Height and width of the images."""
     size: Any = cfg.size if cfg.size is not None else cfg.data.get("crop_size") or cfg.data.get("squash")
     require(size is not None, "size is required, the training images have no size of their own: give size=N or [H,W]")
-    sides = [size, size] if not OmegaConf.is_list(size) else list(size)
-    good = len(sides) == 2 and all(whole(side, 1) for side in sides)
-    require(good, f"size={size}: give a whole number of pixels, or [height,width]")
-    return sides
-
-
-def _number(cfg: DictConfig, key: str, least: int = 1) -> int | None:
-    """A whole number of the config, or None."""
-    value: int | None = OmegaConf.select(cfg, key)
-    require(value is None or whole(value, least), f"{key}={value}: give a whole number, {int(least)} or more")
-    return value
+    return [size, size] if not OmegaConf.is_list(size) else list(size)
 
 
 def label_jobs(jobs: Sequence[Job]) -> None:

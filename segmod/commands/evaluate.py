@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
 
     module, datamodule = run.module, run.datamodule
     of_voc = run.classes == VOC_CLASSES
-    wants_submission = run.split == "test" and of_voc if cfg.submission is None else bool(cfg.submission)
+    wants_submission = run.split == "test" and of_voc if cfg.submission is None else cfg.submission
     submission = None
     if wants_submission:
         if not of_voc:

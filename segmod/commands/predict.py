@@ -34,8 +34,6 @@ def main(cfg: DictConfig) -> None:
     names = output_names(images)
     check_outputs(images, names, output)
     device = choose_device(str(cfg.device))
-    if cfg.max_side is not None and not (isinstance(cfg.max_side, int) and cfg.max_side > 0):
-        raise UserError(f"max_side={cfg.max_side}: give a number of pixels, or null")
     run = TrainedRun.open(
         cfg.run,
         cfg.runs,
@@ -50,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     failed = []
     for path, name in track(list(zip(images, names, strict=True)), "Predicting", console=console):
         try:
-            write(output, name, run.predict(path, cfg.max_side), bool(cfg.probabilities))
+            write(output, name, run.predict(path, cfg.max_side), cfg.probabilities)
         except Exception as error:  # whatever is wrong with one image, the others are still wanted
             reason = " ".join(str(error).split()) or type(error).__name__
             failed.append(f"{path} ({reason[:200]})")

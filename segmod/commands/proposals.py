@@ -22,7 +22,7 @@ from segmod.ground.files import replace_text
 from segmod.ground.printing import markdown, print_table, short_path, write_csv
 from segmod.ground.types import FloatArray, ProposalSource
 from segmod.runs import cli
-from segmod.runs.instantiate import check_type, instantiate
+from segmod.runs.instantiate import instantiate
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ THRESHOLDS = (0.5, 0.7)
 
 def main(cfg: DictConfig) -> None:
     """Find and measure as the config says."""
-    for key, kind in (("limit", int | None), ("workers", int | None), ("report", bool), ("min_pixels", int)):
-        check_type(cfg[key], kind, key)
     source: ProposalSource = instantiate(cfg, "proposals")
     stored = isinstance(source, StoredProposals)
     choice = str(cli.choices()["proposals"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import LambdaCallback, ModelSummary, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -23,7 +23,7 @@ from segmod.runs.folders import Run, predecessor
 from segmod.runs.instantiate import instantiate, settle_classes
 from segmod.runs.launch import is_leader, prepare_lightning
 from segmod.runs.records import metrics_of, record
-from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal
+from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal, monitors_are_logged
 from segmod.training.datamodule import SegmentationDataModule
 from segmod.training.module import SegmentationModule
 
@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> float | None:
 def resolve(cfg: DictConfig) -> None:
     """Replace the keys that only Hydra can resolve, ``init_from`` by the checkpoint it names; count the classes."""
     cfg.name = cfg.name
-    cfg.run_dir = str(Path(cfg.run_dir).resolve())
+    cfg.run_dir = os.path.abspath(cfg.run_dir)  # links stay links, which overwrite=true must see
     settle_classes(cfg)
     if cfg.init_from is not None:
         path = predecessor(str(cfg.init_from), cfg, cli.overrides(), cli.choices())
@@ -144,12 +144,11 @@ def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
     checkpoints = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
     if checkpoints is None:
         checkpoints = Checkpoints(str(Path(cfg.run_dir) / "checkpoints"))
-    callbacks = [c for c in callbacks if c is not checkpoints] + [checkpoints, StopOnSignal(checkpoints)]
+    watch = LambdaCallback(on_validation_end=monitors_are_logged)  # before the callbacks that would fail without
+    callbacks = [watch, *(c for c in callbacks if c is not checkpoints), checkpoints, StopOnSignal(checkpoints)]
     for kind, wanted in ((ProgressBar, "enable_progress_bar"), (ModelSummary, "enable_model_summary")):
         if not cfg.trainer[wanted]:
             callbacks = [c for c in callbacks if not isinstance(c, kind)]
-    if cfg.trainer.limit_val_batches == 0:
-        raise UserError("trainer.limit_val_batches=0: a run must be scored at its end; set 1 or more")
     devices = cfg.trainer.devices
     on_cpu = cfg.trainer.accelerator == "cpu" or (cfg.trainer.accelerator == "auto" and not torch.cuda.is_available())
     if on_cpu and isinstance(devices, int) and devices > (os.cpu_count() or 1):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import cv2
 import numpy as np
+from annotated_types import Gt, Le
 
 from segmod.data.edges import forest_edges, gradient_edges
 from segmod.data.proposals import require_boxes, tidy
 from segmod.data.stored import StoredProposals
 from segmod.ground.errors import UserError, require
-from segmod.ground.types import FloatArray, UInt8Array
+from segmod.ground.types import FloatArray, Images, NotNegative, Positive, UInt8Array
 
 EdgeMap = Literal["gradient", "structured_forest"]
 _VERSION = 1  # part of the digest: raise it when the same parameters give other boxes
@@ -52,20 +53,20 @@ class EdgeBoxes(StoredProposals):
         self,
         root: str | Path = "proposals",
         edges: EdgeMap = "gradient",
-        sigma: float = 3.0,
+        sigma: Annotated[float, Gt(0), Le(1000)] = 3.0,
         model: str | Path | None = None,
-        max_boxes: int = 2000,
+        max_boxes: Images = 2000,
         alpha: float = 0.65,
         beta: float = 0.75,
         eta: float = 1.0,
-        min_score: float = 0.01,
-        edge_min_mag: float = 0.1,
-        edge_merge_thr: float = 0.5,
-        cluster_min_mag: float = 0.5,
-        max_aspect_ratio: float = 3.0,
-        min_box_area: float = 1000.0,
-        gamma: float = 2.0,
-        kappa: float = 1.5,
+        min_score: NotNegative = 0.01,
+        edge_min_mag: NotNegative = 0.1,
+        edge_merge_thr: NotNegative = 0.5,
+        cluster_min_mag: NotNegative = 0.5,
+        max_aspect_ratio: Positive = 3.0,
+        min_box_area: NotNegative = 1000.0,
+        gamma: NotNegative = 2.0,
+        kappa: NotNegative = 1.5,
         keep: bool = True,
     ) -> None:
         require(edges in get_args(EdgeMap), f"proposals.edges={edges}: must be one of {', '.join(get_args(EdgeMap))}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segmod.data.instances import find_instances
 from segmod.ground.boxes import clip
 from segmod.ground.errors import UserError, require, whole
-from segmod.ground.types import IGNORE_INDEX, FloatArray, UInt8Array
+from segmod.ground.types import IGNORE_INDEX, Factor, FloatArray, Fraction, Images, UInt8Array
 
 Coordinates = Literal["xyxy", "xywh", "yxyx"]
 
@@ -36,10 +36,10 @@ class GridBoxes:
 
     def __init__(
         self,
-        scales: Sequence[float] = (1.0, 0.75, 0.5, 0.35, 0.25),
-        aspects: Sequence[float] = (0.5, 1.0, 2.0),
+        scales: Sequence[Fraction] = (1.0, 0.75, 0.5, 0.35, 0.25),
+        aspects: Sequence[Factor] = (0.5, 1.0, 2.0),
         overlap: float = 0.5,
-        max_boxes: int = 2000,
+        max_boxes: Images = 2000,
     ) -> None:
         require(
             bool(scales) and all(0 < scale <= 1 for scale in scales),
@@ -123,7 +123,7 @@ class BoxFiles:
         max_boxes: so many of the best.
     """
 
-    def __init__(self, folder: str | Path, coordinates: Coordinates = "xyxy", max_boxes: int = 2000) -> None:
+    def __init__(self, folder: str | Path, coordinates: Coordinates = "xyxy", max_boxes: Images = 2000) -> None:
         self.folder = Path(folder).expanduser()
         require(self.folder.is_dir(), f"proposals.folder={folder}: no such folder; it must hold one file an image")
         known = get_args(Coordinates)

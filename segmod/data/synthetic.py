@@ -19,7 +19,7 @@ from segmod.data.base import Dataset
 from segmod.data.silhouettes import LOOKS, Look
 from segmod.ground.errors import require, whole
 from segmod.ground.palettes import VOC_CLASSES, VOC_PALETTE
-from segmod.ground.types import IGNORE_INDEX, FloatArray, UInt8Array
+from segmod.ground.types import IGNORE_INDEX, Amount, FloatArray, Images, Side, UInt8Array
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 _MAX_OBJECTS = 4
@@ -44,11 +44,11 @@ class SyntheticScenes(Dataset):
 
     def __init__(
         self,
-        size: int | Sequence[int] = 128,
-        train_images: int = 512,
-        val_images: int = 64,
+        size: Side | Sequence[Side] = 128,
+        train_images: Images = 512,
+        val_images: Images = 64,
         num_classes: int = len(VOC_CLASSES),
-        scene_seed: int = 0,
+        scene_seed: Amount = 0,
     ) -> None:
         sides = [size, size] if isinstance(size, int) else list(size)
         require(

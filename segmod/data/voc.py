@@ -154,7 +154,12 @@ class PascalVOC(Dataset):
             lists = ", ".join(sorted(found.stem for found in file.parent.glob("*.txt")))
             remedy = f"choose one of {lists}, or put the list there" if lists else _remedy(self.root, self.year)
             raise UserError(f"{file}: no such list for split {split}; {remedy}")
-        names = file.read_text().split()
+        try:
+            names = file.read_text("utf-8-sig").split()
+        except UnicodeDecodeError:
+            names = ["\0"]
+        if any("\0" in name for name in names):
+            raise UserError(f"{file}: the list is no plain text: store it as UTF-8, an id a line")
         if not names:
             raise UserError(f"{file}: the list is empty; {_remedy(self.root, self.year)}")
         return [require_name(name, f"{file}: ") for name in names]

@@ -15,6 +15,12 @@ class UserError(Exception):
     """
 
 
+def cut(text: str, longest: int) -> str:
+    """A text without its middle where it is too long: a message begins with its key and ends with the remedy."""
+    head = 7 * longest // 10
+    return text if len(text) <= longest else f"{text[:head]} ... {text[head + 5 - longest :]}"
+
+
 def require(condition: bool, message: str) -> None:
     """Raise a `UserError` unless the condition holds."""
     if not condition:

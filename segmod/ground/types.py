@@ -1,13 +1,14 @@
-"""What every folder of segmod agrees on: arrays, samples, batches, predictors and sources of boxes.
+"""What every folder of segmod agrees on: arrays, ranges, samples, batches, predictors and sources of boxes.
 
 Imports torch for the type checker alone, so that a command's ``--help`` need not wait for it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Annotated, Final, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, MinLen
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -16,7 +17,20 @@ if TYPE_CHECKING:
 UInt8Array = NDArray[np.uint8]  # images (H, W, 3) RGB, masks (H, W)
 FloatArray = NDArray[np.float32]
 
-IGNORE_INDEX = 255
+# Ranges, for signatures: what a config gives is checked against them before anything is built.
+Count = Annotated[int, Ge(1)]
+Amount = Annotated[int, Ge(0)]
+Side = Annotated[int, Ge(1), Le(2**14)]  # pixels; a square of the most is 0.8 GB
+Channels = Annotated[int, Ge(1), Le(2**16)]
+Images = Annotated[int, Ge(1), Le(10**7)]  # whose names are all held in memory
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Factor = Annotated[float, Gt(0), Le(100)]  # of sides or channels
+Processes = Annotated[int, Ge(0), Le(256)]
+Text = Annotated[str, MinLen(1)]
+
+IGNORE_INDEX: Final = 255
 """Label of void pixels: they enter no loss and no metric."""
 
 
@@ -38,6 +52,7 @@ class Batch(TypedDict):
     index: Tensor  # int64 (B,)
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """How a whole image is scored. Predictors nest: a CRF wraps one, an ensemble several."""
 
@@ -46,6 +61,7 @@ class Predictor(Protocol):
         ...
 
 
+@runtime_checkable
 class ProposalSource(Protocol):
     """Where boxes come from that may hold an object: a method, a file, the ground truth."""
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
-from segmod.ground.types import Batch, Predictor, picture_of
+from segmod.ground.types import Batch, NotNegative, Predictor, picture_of
 from segmod.inference.permutohedral import Permutohedral
 
 
@@ -24,6 +25,9 @@ class Kernel(Protocol):
     def __matmul__(self, values: Tensor) -> Tensor:
         """Kernel times values, both float32 (pixels, classes)."""
         ...
+
+
+Deviation = Annotated[float, Gt(0), Le(1000)]
 
 
 class CRFPredictor:
@@ -47,12 +51,12 @@ class CRFPredictor:
     def __init__(
         self,
         predictor: Predictor,
-        iterations: int = 10,
-        gaussian_sd: float = 3.0,
-        gaussian_weight: float = 3.0,
-        bilateral_sd: float = 20.0,
-        bilateral_sd_rgb: float = 3.0,
-        bilateral_weight: float = 5.0,
+        iterations: Annotated[int, Ge(0), Le(1000)] = 10,
+        gaussian_sd: Deviation = 3.0,
+        gaussian_weight: NotNegative = 3.0,
+        bilateral_sd: Deviation = 20.0,
+        bilateral_sd_rgb: Deviation = 3.0,
+        bilateral_weight: NotNegative = 5.0,
         kernel_normalization: Literal["none", "symmetric"] = "none",
         gaussian_kernel: Literal["lattice", "exact"] = "lattice",
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from segmod.ground.types import Batch
+from segmod.ground.types import Batch, Side
 from segmod.nets.ops import resize
 
 
@@ -16,7 +16,7 @@ class DensePredictor:
             ``data.squash``; None scores it at its own size.
     """
 
-    def __init__(self, size: int | None = None) -> None:
+    def __init__(self, size: Side | None = None) -> None:
         self.size = size
 
     def __call__(self, net: nn.Module, batch: Batch) -> Tensor:

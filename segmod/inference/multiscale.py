@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
-from segmod.ground.types import Batch
+from segmod.ground.types import Batch, Factor, Side
 from segmod.inference.dense import score_at
 
 
@@ -24,7 +24,9 @@ class MultiScalePredictor:
         size: Side in pixels of the square that counts as scale 1; None takes the image's own shape.
     """
 
-    def __init__(self, scales: Sequence[float] = (0.75, 1.0, 1.25), flip: bool = True, size: int | None = None) -> None:
+    def __init__(
+        self, scales: Sequence[Factor] = (0.75, 1.0, 1.25), flip: bool = True, size: Side | None = None
+    ) -> None:
         if not scales or min(scales) <= 0:
             raise UserError(f"inference.scales={list(scales)} must be one or more factors above 0")
         self.scales = tuple(scales)

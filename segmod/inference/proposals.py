@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segmod.ground.boxes import Int32Array, clip, enlarge
 from segmod.ground.errors import UserError
-from segmod.ground.types import IGNORE_INDEX, Batch, ProposalSource, picture_of
+from segmod.ground.types import IGNORE_INDEX, Amount, Batch, Count, Factor, ProposalSource, Side, picture_of
 from segmod.nets.ops import resize
 
 log = logging.getLogger(__name__)
@@ -53,13 +53,13 @@ class ProposalPredictor:
     def __init__(
         self,
         proposals: ProposalSource,
-        max_proposals: int | None = 50,
-        min_side: int | None = 112,
-        extend: float = 1.2,
+        max_proposals: Count | None = 50,
+        min_side: Amount | None = 112,
+        extend: Factor = 1.2,
         square: bool = False,
-        size: int = 224,
+        size: Side = 224,
         aggregate: str = "max",
-        batch_size: int = 10,
+        batch_size: Count = 10,
     ) -> None:
         for key, value, least in (
             ("max_proposals", max_proposals, 1),

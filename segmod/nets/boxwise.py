@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
+from segmod.ground.types import Channels, Side
 from segmod.nets.backbones import feature_maps, map_shapes, smallest_side
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import bilinear_kernel, resize
@@ -23,6 +25,7 @@ TAPS = {
 """Connections 1 to 7 of Inception-v3: the first and last layer of each resolution, or none larger than the grid."""
 
 Connections = int | str | Sequence[int | str] | None
+Kernel = Annotated[int, Ge(1), Le(1023)]  # n of n x n
 
 
 class SingleSkip(nn.Module):
@@ -63,11 +66,11 @@ class SingleSkip(nn.Module):
         top: str,
         taps: Sequence[str] = (),
         connections: Connections = None,
-        kernel: int | Sequence[int | None] | None = 3,
-        top_kernel: int | None = None,
-        hidden: int = 256,
-        boxes: int = 67,
-        side: int = 224,
+        kernel: Kernel | Sequence[Kernel | None] | None = 3,
+        top_kernel: Kernel | None = None,
+        hidden: Channels = 256,
+        boxes: Side = 67,
+        side: Side = 224,
         standardise: bool = False,
         upsample: Literal["bilinear", "tconv"] = "bilinear",
         weights: str | None = None,
@@ -149,7 +152,7 @@ class BoxwiseInception(SingleSkip):
         num_classes: int,
         taps: str | Sequence[str] = "stages",
         connections: Connections = 6,
-        kernel: int | Sequence[int | None] | None = 7,
+        kernel: Kernel | Sequence[Kernel | None] | None = 7,
         **settings: Any,
     ) -> None:
         if isinstance(taps, str):
@@ -219,7 +222,7 @@ def _chosen(connections: Connections, taps: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _kernels(kernel: int | Sequence[int | None] | None, count: int) -> list[int | None]:
+def _kernels(kernel: Kernel | Sequence[Kernel | None] | None, count: int) -> list[int | None]:
     """The n of each connection."""
     if kernel is None or isinstance(kernel, int):
         return [kernel] * count

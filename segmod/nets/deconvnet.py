@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
 from segmod.ground.errors import UserError
+from segmod.ground.types import Factor
 from segmod.nets.backbones import initialise, scaled
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import recompute
@@ -72,7 +73,7 @@ class DeconvNet(nn.Module):
         self,
         num_classes: int,
         weights: str | None = None,
-        width: float = 1.0,
+        width: Factor = 1.0,
         checkpointing: bool = False,
         normalise: Normalisation = "imagenet",
     ) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
 from segmod.ground.errors import UserError
+from segmod.ground.types import Factor
 from segmod.nets.backbones import feature_maps, initialise, scaled
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import BilinearUpsample, crop
@@ -59,7 +60,7 @@ class FCN(nn.Module):
         skip_factors: tuple[float, float] = (1.0, 1.0),
         padding: Literal["border", "same"] = "border",
         learn_upsample: bool = False,
-        width: float = 1.0,
+        width: Factor = 1.0,
         normalise: Normalisation = "imagenet",
     ) -> None:
         super().__init__()

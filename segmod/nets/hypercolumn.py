@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
+from segmod.ground.types import Channels, Factor, Side
 from segmod.nets.backbones import feature_maps, map_shapes
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import classify_resized, resize
@@ -61,11 +64,11 @@ class Hypercolumn(nn.Module):
         backbone: str,
         taps: Sequence[str],
         weights: str | None = None,
-        width: float = 1.0,
-        hidden: int = 512,
+        width: Factor = 1.0,
+        hidden: Channels = 512,
         align_corners: bool = True,
-        grid: int = 1,
-        grid_out: int | None = None,
+        grid: Annotated[int, Ge(1), Le(64)] = 1,
+        grid_out: Side | None = None,
         score_relu: bool = False,
         freeze_backbone: bool = True,
         normalise: Normalisation = "imagenet",

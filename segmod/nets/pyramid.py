@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
+from segmod.ground.types import Factor
 from segmod.nets.backbones import in_stages, initialise
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import recompute, resize
@@ -58,12 +59,12 @@ class DeepFeaturePyramid(nn.Module):
         num_classes: int,
         depth: int = 5,
         backbone: str = "resnet50",
-        scales: Sequence[float] = (1.0, 0.75, 0.5),
+        scales: Sequence[Factor] = (1.0, 0.75, 0.5),
         fusion: Fusion = "concat",
         encoder: Encoder = "1x1_3x3",
         align_corners: bool = False,
         weights: str | None = None,
-        width: float = 1.0,
+        width: Factor = 1.0,
         checkpointing: bool = False,
         normalise: Normalisation = "imagenet",
     ) -> None:

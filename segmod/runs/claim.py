@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
 from segmod.ground.files import replace_text
+from segmod.ground.printing import short_path
 from segmod.runs.folders import Run
 from segmod.runs.keys import settings
 from segmod.runs.launch import is_leader
@@ -33,9 +34,12 @@ def own_run(cfg: DictConfig) -> Run:
     """The folder of a config: new, or holding the same config, or to be overwritten if the config says so.
 
     Raises:
-        UserError: It holds a run with another config; names the keys that differ.
+        UserError: It holds a run with another config; names the keys that differ. Or it is to be overwritten and lies
+            elsewhere.
     """
     run = Run(Path(cfg.run_dir))
+    if cfg.overwrite:
+        refuse_links(run)
     if cfg.overwrite or not run.config_file.is_file():
         return run
     stored = run.config()
@@ -92,7 +96,7 @@ def _held(folder: Path) -> Iterator[None]:
         with path.open("a+") as file:
             file.seek(0)
             host, _, pid = file.read().partition(" ")
-            holder = f"{folder} is held by process {pid or '?'} on {host or here}, which trains it"
+            holder = f"{short_path(folder)} is held by process {pid or '?'} on {host or here}, which trains it"
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
@@ -100,7 +104,7 @@ def _held(folder: Path) -> Iterator[None]:
             except OSError as error:  # a file system without locks
                 log.warning("%s cannot be locked (%s): see to it that nothing else trains there", folder, error)
             if host not in ("", here):
-                raise UserError(f"{holder}: if it is no more, delete {path} and run again")
+                raise UserError(f"{holder}: if it is no more, delete {short_path(path)} and run again")
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 continue  # who held it has just removed it
             file.truncate(0)
@@ -111,6 +115,17 @@ def _held(folder: Path) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def refuse_links(run: Run) -> None:
+    """Refuse to clear a folder that is elsewhere.
+
+    Raises:
+        UserError: The folder, or one in it that a training writes, is a symbolic link.
+    """
+    for path in (run.directory, *(run.directory / name for name in _WRITTEN)):
+        if path.is_symlink():
+            raise UserError(f"overwrite=true: {short_path(path)} is a link, to {path.readlink()}: remove it yourself")
 
 
 def clear(run: Run) -> None:

@@ -21,11 +21,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, cut
 from segmod.runs.folders import register_resolvers
 from segmod.runs.hydra_private import let_errors_through
 from segmod.runs.keys import readable
-from segmod.runs.launch import is_leader, job_environment
+from segmod.runs.launch import is_leader, job_environment, prepare_process
+from segmod.runs.values import check_values
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
@@ -46,15 +47,16 @@ def entry(name: str) -> Callable[[], None]:
 
     def main() -> None:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # where data, nets and losses of one's own lie
         register_resolvers()
-        if not is_leader():
-            sys.argv.append("hydra/job_logging=none")
         returned: list[Any] = []
         job = partial(_run_job, name, returned)
         job.__module__ = f"segmod.commands.{name}"  # after which Hydra names the job and its log
         try:
+            prepare_process()
+            if os.getcwd() not in sys.path:
+                sys.path.append(os.getcwd())  # where data, nets and losses of one's own lie
+            if not is_leader():
+                sys.argv.append("hydra/job_logging=none")
             let_errors_through()
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
             after = getattr(sys.modules.get(f"segmod.commands.{name}"), "after", None)
@@ -88,25 +90,27 @@ def _reader_left(text: str = "") -> bool:
 def _run_job(name: str, returned: list[Any], cfg: DictConfig) -> Any:
     with job_environment(cfg):
         try:
+            check_choices(cfg, name)
+            check_values(cfg, name)
             returned.append(import_module(f"segmod.commands.{name}").main(cfg))
             return returned[-1]
         except Exception as error:
             if not is_multirun():  # leave here: Hydra would print lines of its own
                 sys.exit(_report(error, name))
             # tell it now; Hydra goes on with the other jobs and raises the first error at the end
-            log.error("segmod: error in %s: %s", cfg.get("run_dir", name), " ".join(str(error).split()))
+            log.error("segmod: error in %s: %s", cfg.get("run_dir", name), one_line(str(error)))
             raise
         finally:
             if name == "train" and is_leader():
-                _remove_if_unclaimed(Path(cfg.run_dir), Path(cfg.runs).expanduser().resolve())
+                _remove_if_unclaimed(Path(cfg.run_dir), Path(os.path.abspath(Path(cfg.runs).expanduser())))
 
 
 def _remove_if_unclaimed(directory: Path, root: Path) -> None:
-    """Remove the folder that Hydra made for a run which was then refused, and those above it below ``root``."""
+    """Remove the folder that Hydra made for a run which was then refused, and those above it, ``root`` the last."""
     if not (directory / ".hydra").exists():
         (directory / "train.log").unlink(missing_ok=True)
         with suppress(OSError):  # the first that is not empty ends it
-            for folder in (directory, *(parent for parent in directory.parents if root in parent.parents)):
+            for folder in (directory, *(parent for parent in directory.parents if root in (parent, *parent.parents))):
                 folder.rmdir()
 
 
@@ -172,6 +176,11 @@ def _report(error: BaseException, config_name: str) -> int:
         line = f"trainer: {error}"
     elif isinstance(error, OSError) and error.filename:
         line = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        groups = "|".join(_groups_and_keys(config_name)[0])
+        no_option = rf"({groups})(@.*)?=(.*,)?(null|true|false|nan|inf|[-+.\d]+(e\d+)?|{{.*}})(,.*)?"
+        given = next((match for a in sys.argv[1:] if (match := re.fullmatch(no_option, a, re.IGNORECASE))), None)
+        line = f"{given[0]}: choose one of {', '.join(_options(given[1]))}, or leave it out" if given else str(error)
     elif isinstance(error, ValueError) and str(error).startswith("Only one of --run, --multirun, --cfg"):
         sys.stderr.write("segmod: error: -m and --cfg do not go together: --cfg job shows one job, without -m\n")
         return 2
@@ -180,9 +189,14 @@ def _report(error: BaseException, config_name: str) -> int:
         return 1
     if os.environ.get("SEGMOD_TRACEBACK") == "1":
         traceback.print_exception(error)
-    shown = "".join(c if c.isprintable() else "?" for c in " ".join(line.split()))  # of a file that is anybody's
-    sys.stderr.write(f"segmod: error: {shown}\n")
+    sys.stderr.write(f"segmod: error: {one_line(line)}\n")
     return 1
+
+
+def one_line(text: str) -> str:
+    """A message as the terminal has it, at most 280 characters, so that its line has less than 300."""
+    shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))  # of a file that is anybody's
+    return cut(shown, 280)
 
 
 def _signal_of(error: BaseException) -> int:
@@ -207,13 +221,12 @@ def explain(error: BaseException, config_name: str) -> str:
         return f"cannot read the override {match.group(1)!r}: write key=value, quote odd characters"
     if match := re.search(r"Could not (?:find|load) '([\w/]+?)/([^'/]*)'", text):
         group, option = match.groups()
-        known = sorted({path.stem for folder in search_path() for path in (folder / group).glob("*.yaml")})
-        return f"{group}={option}: no such option; choose one of {', '.join(known)}"
+        return f"{group}={option}: no such option; choose one of {', '.join(_options(group))}"
     if match := re.search(r"Could not override '([^']+)'\.\s*(?:No match in the defaults list)?", text):
         key = match.group(1)
         if "No match in the defaults list" in text:
             groups, keys = _groups_and_keys(config_name)
-            close = difflib.get_close_matches(key, groups + keys, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(key, [*groups, *keys], n=1, cutoff=0.5)
             its = f"its groups are {', '.join(groups)}" if groups else f"its keys are {', '.join(keys)}"
             hint = f"did you mean {close[0]}?" if close else its
             return f"segmod-{config_name} has no group '{key}': {hint}"
@@ -230,16 +243,33 @@ def explain(error: BaseException, config_name: str) -> str:
     return re.sub(r"\s*(full_key|object_type|reference_type)[:=]", r"; \1:", text)
 
 
-def _groups_and_keys(config_name: str) -> tuple[list[str], list[str]]:
-    """Groups and keys that a command's config has at its root."""
+def check_choices(cfg: DictConfig, config_name: str) -> None:
+    """Check that every group from which a command's config takes an option still has one.
+
+    Raises:
+        UserError: One has none; names the options.
+    """
+    for group, default in _groups_and_keys(config_name)[0].items():
+        if default and group not in (cfg if isinstance(default, list) else choices()):
+            raise UserError(f"{group} is required: choose one of {', '.join(_options(group))}")
+
+
+def _options(group: str) -> list[str]:
+    """The options of a config group, those of further folders with them."""
+    return sorted({path.stem for folder in search_path() for path in (folder / group).glob("*.yaml")})
+
+
+def _groups_and_keys(config_name: str) -> tuple[dict[str, Any], list[str]]:
+    """Groups, with the option that each has by itself, and keys that a command's config has at its root."""
     cfg: Any = OmegaConf.to_container(OmegaConf.load(CONF_DIR / f"{config_name}.yaml"))
-    groups, keys = [], [key for key in cfg if key not in ("defaults", "hydra")]
+    groups: dict[str, Any] = {}
+    keys = [key for key in cfg if key not in ("defaults", "hydra")]
     for entry in cfg["defaults"]:
         if isinstance(entry, dict):
-            groups += [group for group in entry if not group.startswith("override ")]
+            groups |= {group: option for group, option in entry.items() if not group.startswith("override ")}
         elif entry != "_self_":
             more = _groups_and_keys(entry)
-            groups, keys = groups + more[0], keys + more[1]
+            groups, keys = groups | more[0], keys + more[1]
     return groups, keys
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segmod.ground.errors import UserError, whole
+from segmod.ground.errors import UserError, require, whole
 from segmod.ground.names import require_name
 from segmod.runs.keys import readable
 from segmod.runs.stored import followed, read
@@ -29,6 +29,8 @@ def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: 
     """
     if not whole(seed, 0) or seed >= 2**32:
         raise UserError(f"seed={seed!r}: give a whole number, from 0 to {2**32 - 1}")
+    for key, value in (("name", name), ("runs", runs)):
+        require(isinstance(value, str) and bool(value), f"{key}={value!r}: give a text, in quotes where it is a number")
     if OmegaConf.is_list(overrides):  # as they were typed: an interpolation in one is not of Hydra's own config
         typed: Any = OmegaConf.to_container(overrides, resolve=False)
         overrides = list(typed)
@@ -179,6 +181,8 @@ def predecessor(init_from: str, cfg: DictConfig, overrides: Sequence[str], choic
             kept = [
                 o for o in overrides if o.partition("=")[0] not in ("experiment", "sweep", "init_from", "overwrite")
             ]
-            command = f"run first: {shlex.join(['segmod-train', f'experiment={init_from}', *kept])}"
+            whole = shlex.join(["segmod-train", f"experiment={init_from}", *kept])
+            short = f"segmod-train experiment={init_from}, with the further keys of this command"
+            command = f"run first: {whole if len(whole) <= 120 else short}"
         raise UserError(f"init_from={init_from}: {path} holds no finished run; {command}")
     return run.checkpoint(str(cfg.checkpoint))

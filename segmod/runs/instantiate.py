@@ -5,19 +5,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-import types as python_types
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from copy import deepcopy
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from segmod.ground.errors import UserError
+from segmod.runs.values import OF_LIBRARIES, check_type, shown
 
 logging.getLogger("hydra.utils").addFilter(lambda record: False)  # writes what cannot be imported in three lines more
 
@@ -38,6 +36,8 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
         UserError: A target does not exist; an argument is unknown, missing, of a wrong type or refused. Names its key.
     """
     node = OmegaConf.select(deepcopy(cfg), key)  # Hydra resolves in place what a node refers to, beyond the node, too
+    if not (OmegaConf.is_dict(node) and "_target_" in node):
+        raise UserError(f"{key}={shown(node)}: give a node with _target_, the class to build, and its arguments")
     plain = OmegaConf.to_container(node, resolve=True)
     check(plain, key, given=kwargs)
     try:
@@ -47,11 +47,11 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
         if isinstance(cause, UserError):
             raise cause from None
         if (
-            isinstance(cause, (ValueError, TypeError, OSError, ImportError))
+            isinstance(cause, (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError, MemoryError))
             or type(cause).__name__ == "MisconfigurationException"
         ):
             place = str(error).rpartition("full_key: ")[2].split("\n")[0].strip() or key
-            raise UserError(f"{place}: {cause}") from error
+            raise UserError(f"{place}: {(str(cause).splitlines() or [type(cause).__name__])[0]}") from error
         raise
 
 
@@ -84,8 +84,11 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
 
     target = _locate(node["_target_"], key)
     parameters, hints = _signature(target)
+    hints |= OF_LIBRARIES.get(node["_target_"], {})
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     arguments = {name: value for name, value in node.items() if not (name.startswith("_") and name.endswith("_"))}
+    for name in {"_partial_", "_recursive_"} & set(node):
+        check_type(node[name], bool, f"{key}.{name}")
     for name, value in arguments.items():
         if name not in parameters and not takes_any:
             raise BuildError(
@@ -115,11 +118,13 @@ def _alternatives(name: str, parameters: Iterable[str]) -> str:
 def _locate(path: str, key: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = hydra.utils.get_object(path)
+        if not callable(found):
+            raise TypeError(f"it is a {type(found).__name__}, no class or function")
     except Exception as error:
         cause = error.__cause__ or error
         reason = str(cause).partition("\n")[0] or type(error).__name__
         message = f"{key}._target_={path}: cannot be imported ({reason})"
-        module = path.partition(".")[0]
+        module = str(path).partition(".")[0]
         if (
             isinstance(cause, ModuleNotFoundError) and cause.name == module
         ):  # of the user's own, in no version of segmod
@@ -148,7 +153,7 @@ def _signature(target: Callable[..., Any]) -> tuple[Mapping[str, inspect.Paramet
         parameters = {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
         parameters = {**own, **parameters}
         with suppress(Exception):  # names that exist for type checkers alone
-            hints = {**get_type_hints(function), **hints}
+            hints = {**get_type_hints(function, include_extras=True), **hints}
         if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
             break
     return parameters, hints
@@ -167,38 +172,3 @@ def _builds(value: Any) -> bool:
     if isinstance(value, dict):
         return "_target_" in value or any(map(_builds, value.values()))
     return isinstance(value, list) and any(map(_builds, value))
-
-
-def check_type(value: Any, hint: Any, key: str) -> None:
-    """Check the value of a key.
-
-    Raises:
-        UserError: It is of another type.
-    """
-    try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:
-        try:
-            adapter = TypeAdapter(hint)
-        except Exception:
-            return
-    except Exception:  # hints pydantic cannot read are left to the target
-        return
-    try:
-        checked = adapter.validate_python(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"] if error.error_count() == 1 else f"expected {_describe(hint)}"
-        raise UserError(f"{key}={value!r} has the wrong type: {reason[0].lower()}{reason[1:]}") from None
-    coerced = isinstance(value, str) and isinstance(checked, (bool, int, float))
-    if coerced or (isinstance(value, bool) and type(checked) in (int, float)):
-        raise UserError(f"{key}={value!r} has the wrong type: expected {_describe(hint)}")
-
-
-def _describe(hint: Any) -> str:
-    if get_origin(hint) in (Union, python_types.UnionType):
-        return " or ".join(_describe(arg) for arg in get_args(hint))
-    if get_origin(hint) is Literal:
-        return ", ".join(map(str, get_args(hint)))
-    if hint is type(None):
-        return "null"
-    return "path" if hint is Path else getattr(hint, "__name__", str(hint)).replace("typing.", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from segmod.ground.errors import UserError, require
 from segmod.ground.memory import keep_freed_memory
 
 # What the launcher, seed_everything and the W&B logger leave behind; the next job of a sweep must not find it.
@@ -23,9 +25,50 @@ _JOB_VARIABLES = (
 )  # fmt: skip
 
 
+# Numbers that launchers hand to a process: Lightning reads them, too.
+_RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+_NUMBERS = (
+    *_RANKS, "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_PORT", "SLURM_LOCALID", "SLURM_NODEID",
+    "SLURM_NTASKS", "SLURM_JOB_ID",
+)  # fmt: skip
+
+
 def is_leader() -> bool:
-    """Whether this process is rank 0 of its job."""
-    return all(int(os.environ.get(name) or 0) == 0 for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
+    """Whether this process is rank 0 of its job.
+
+    Raises:
+        UserError: What the environment says of it is no number.
+    """
+    for name in _NUMBERS:
+        value = os.environ.get(name) or "0"
+        require(value.isdecimal(), f"{name}={value}: must be a whole number; unset {name} where no launcher has set it")
+    return all(int(os.environ.get(name) or 0) == 0 for name in _RANKS)
+
+
+def prepare_process() -> None:
+    """Make of what this process was started with what a command can work with.
+
+    Raises:
+        UserError: That cannot be; says what to do.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: the next file would take its number, and whatever is printed there
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal of ASCII shows a ? for what it cannot
+    least = 128
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < least <= hard or hard < 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, hard))
+    require(
+        not 0 <= hard < least,
+        f"only {hard} files may be open at once, too few to load data: raise the limit, ulimit -n 1024",
+    )
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the working directory is gone: change to a folder that exists") from None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from segmod.data.crops import cut
 from segmod.data.instances import find_instances
 from segmod.ground.boxes import enlarge
 from segmod.ground.errors import UserError
+from segmod.ground.types import Count, Factor, Side
 from segmod.studies.base import Row, Runs, at_least, first_images, only_run, shown
 
 
@@ -35,7 +36,7 @@ class Activations:
     The net needs a method ``activations(image) -> {name: (B, C, h, w)}``, as `DeconvNet` has.
     """
 
-    def __init__(self, images: int = 2, size: int = 224, context: float = 1.2, channel: str = "strongest") -> None:
+    def __init__(self, images: Count = 2, size: Side = 224, context: Factor = 1.2, channel: str = "strongest") -> None:
         at_least(1, images=images, size=size, context=context)
         self.images = images
         self.size = size

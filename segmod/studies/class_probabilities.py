@@ -9,7 +9,7 @@ import numpy as np
 
 from segmod import viz
 from segmod.ground.errors import UserError
-from segmod.ground.types import picture_of
+from segmod.ground.types import Count, picture_of
 from segmod.studies.base import Row, Runs, at_least, first_of, label_of, shown
 
 
@@ -27,7 +27,7 @@ class ClassProbabilities:
     def __init__(
         self,
         classes: Sequence[str] = ("dog", "bicycle"),
-        pictures: int = 4,
+        pictures: Count = 4,
     ) -> None:
         at_least(1, pictures=pictures)
         self.classes = classes

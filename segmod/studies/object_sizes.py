@@ -12,7 +12,7 @@ import numpy as np
 from segmod import viz
 from segmod.data.instances import find_instances
 from segmod.ground.errors import UserError
-from segmod.ground.types import picture_of
+from segmod.ground.types import Count, Fraction, picture_of
 from segmod.studies.base import Row, Runs, at_least, first_images, first_of, labels, shown
 
 
@@ -43,9 +43,9 @@ class ObjectSizes:
     def __init__(
         self,
         edges: Sequence[float] = (0.01, 0.05, 0.15, 0.4),
-        images: int | None = None,
-        pictures: int = 4,
-        least: float = 0.001,
+        images: Count | None = None,
+        pictures: Count = 4,
+        least: Fraction = 0.001,
     ) -> None:
         if list(edges) != sorted(set(edges)) or not all(0 < edge < 1 for edge in edges):
             raise UserError(f"study.edges={list(edges)}: give shares of the image, ascending, between 0 and 1")

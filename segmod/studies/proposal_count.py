@@ -10,7 +10,7 @@ import torch
 
 from segmod import viz
 from segmod.ground.errors import UserError
-from segmod.ground.types import picture_of
+from segmod.ground.types import Count, picture_of
 from segmod.inference.proposals import ProposalPredictor
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
 from segmod.studies.base import Row, Runs, at_least, first_images, labels, only_run, shown
@@ -28,7 +28,7 @@ class ProposalCount:
     """
 
     def __init__(
-        self, counts: Sequence[int] = (1, 5, 10, 20, 30, 40, 50), images: int | None = None, pictures: int = 4
+        self, counts: Sequence[Count] = (1, 5, 10, 20, 30, 40, 50), images: Count | None = None, pictures: Count = 4
     ) -> None:
         if not counts or list(counts) != sorted(set(counts)) or counts[0] < 1:
             raise UserError(f"study.counts={list(counts)}: give numbers of proposals, ascending, from 1")

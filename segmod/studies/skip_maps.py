@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segmod import viz
 from segmod.ground.errors import UserError
-from segmod.ground.types import IGNORE_INDEX, Batch, picture_of
+from segmod.ground.types import IGNORE_INDEX, Amount, Batch, picture_of
 from segmod.nets.ops import box_labels, resize
 from segmod.runs.trained import TrainedRun
 from segmod.studies.base import Row, Runs, at_least, first_of, shown
@@ -32,7 +32,9 @@ class SkipMaps:
         softmax: Draw the probabilities of the sum of all maps in place of each connection's own map.
     """
 
-    def __init__(self, images: Sequence[int | str] = (0, 1), measure: int | None = 20, softmax: bool = False) -> None:
+    def __init__(
+        self, images: Sequence[int | str] = (0, 1), measure: Amount | None = 20, softmax: bool = False
+    ) -> None:
         at_least(0, measure=measure)
         self.images = images
         self.measure = measure

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from segmod.ground.errors import UserError
 from segmod.ground.torch_private import BatchNorm
+from segmod.ground.types import Amount
 
 
 class FreezeBatchNorm(L.Callback):
@@ -24,7 +25,7 @@ class FreezeBatchNorm(L.Callback):
         epochs: Epochs that train batch norm; 0 freezes it from the start.
     """
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: Amount) -> None:
         if epochs < 0:
             raise UserError(f"callbacks.freeze_batch_norm.epochs={epochs}: must be 0 or more")
         self.epochs = epochs

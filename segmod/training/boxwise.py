@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
-from segmod.ground.types import Batch, labels_of
+from segmod.ground.types import Batch, Side, labels_of
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
 from segmod.nets.ops import Targets, box_labels, nearest, resize
 from segmod.training.module import SegmentationModule
@@ -50,7 +50,7 @@ class BoxwiseModule(SegmentationModule):
         optimizer: Any,
         *,
         targets: Targets = "majority",
-        side: int | None = None,
+        side: Side | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(net, loss, optimizer, **settings)

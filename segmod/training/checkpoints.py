@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from segmod.ground.errors import UserError
 from segmod.ground.files import remove_parts, replacing
+from segmod.ground.types import Amount, Text
 from segmod.training.lightning_private import (
     add_hooks,
     epoch_ends,
@@ -67,6 +69,24 @@ class Stopped(BaseException):
         self.signum = signum
 
 
+def monitors_are_logged(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """Check after a validation that the metrics which callbacks and schedule go by are there.
+
+    Raises:
+        UserError: One is not; names its key.
+    """
+    asked = {
+        f"callbacks.{re.sub('(?<!^)(?=[A-Z])', '_', type(callback).__name__).lower()}.monitor": callback.monitor
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if hasattr(callback, "monitor")
+    }
+    asked["model.scheduler_monitor"] = getattr(pl_module, "scheduler_monitor", None)
+    for key, metric in asked.items():
+        later = metric is None or str(metric).startswith("train/")
+        if trainer.state.fn == "fit" and not later and metric not in trainer.callback_metrics:
+            raise UserError(f"{key}={metric!r} is not logged; choose one of {sorted(trainer.callback_metrics)}")
+
+
 class Checkpoints(L.Callback):
     """Keeps ``last.ckpt`` to resume from and ``best.ckpt`` by a validation metric; final weights are always validated.
 
@@ -86,10 +106,10 @@ class Checkpoints(L.Callback):
 
     def __init__(
         self,
-        directory: str,
-        monitor: str = "val/miou",
+        directory: Text,
+        monitor: Text = "val/miou",
         mode: Literal["max", "min"] = "max",
-        every_n_steps: int = 100,
+        every_n_steps: Amount = 100,
     ) -> None:
         self.last = Path(directory) / "last.ckpt"
         self.best = Path(directory) / "best.ckpt"
@@ -166,15 +186,10 @@ class Checkpoints(L.Callback):
         """Write ``best.ckpt`` if the metric has improved; within an epoch also ``last.ckpt``, which knows of it."""
         if trainer.state.fn != "fit":
             return
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is None:
-            raise UserError(
-                f"callbacks.checkpoints.monitor={self.monitor!r} is not logged; "
-                f"choose one of {sorted(trainer.callback_metrics)}"
-            )
+        monitors_are_logged(trainer, pl_module)
         if trainer.sanity_checking:
             return
-        score = float(value)
+        score = float(trainer.callback_metrics.get(self.monitor, torch.nan))
         sign = 1 if self.mode == "max" else -1
         if score == score and (self.best_score is None or sign * score > sign * self.best_score):
             self.best_score, self.best_step = score, trainer.global_step

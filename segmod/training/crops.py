@@ -14,7 +14,7 @@ from segmod.data.crops import BoxCrops, Boxes, BoxFinder, CropOrder
 from segmod.data.order import EvaluationOrder, ResumableLoader, prepare_worker
 from segmod.data.transforms import EvalTransform
 from segmod.ground.errors import require, whole
-from segmod.ground.types import ProposalSource
+from segmod.ground.types import Amount, Count, Factor, Fraction, ProposalSource, Side
 from segmod.training.datamodule import SegmentationDataModule
 
 log = logging.getLogger(__name__)
@@ -54,14 +54,14 @@ class BoxCropDataModule(L.LightningDataModule):
     def __init__(
         self,
         images: SegmentationDataModule,
-        context: float = 1.2,
+        context: Factor = 1.2,
         square: bool = True,
         balance: bool = True,
-        min_side: int | None = None,
-        val_crops: int | None = 1000,
-        cache_images: int = 512,
+        min_side: Side | None = None,
+        val_crops: Count | None = 1000,
+        cache_images: Amount = 512,
         proposals: ProposalSource | None = None,
-        min_iou: float = 0.5,
+        min_iou: Fraction = 0.5,
         include_objects: bool = True,
     ) -> None:
         super().__init__()

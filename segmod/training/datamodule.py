@@ -16,7 +16,7 @@ from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, c
 from segmod.data.passes import verify as verify_images
 from segmod.data.transforms import EvalTransform, TrainTransform, scale_range
 from segmod.ground.errors import require, whole
-from segmod.ground.types import Sample
+from segmod.ground.types import Amount, Factor, Fraction, Images, Processes, Sample, Side, Text
 
 _MAX_WORKERS = 4
 
@@ -58,17 +58,17 @@ class SegmentationDataModule(LightningDataModule):
     def __init__(
         self,
         dataset: Dataset,
-        train_split: str = "train",
-        val_split: str = "val",
-        batch_size: int = 1,
-        seed: int = 0,
-        num_workers: int | None = None,
-        crop_size: int | None = None,
-        scale: Sequence[float] | None = None,
-        short_side: int | None = None,
-        squash: int | None = None,
+        train_split: Text = "train",
+        val_split: Text = "val",
+        batch_size: Images = 1,
+        seed: Amount = 0,
+        num_workers: Processes | None = None,
+        crop_size: Side | None = None,
+        scale: Sequence[Factor] | None = None,
+        short_side: Side | None = None,
+        squash: Side | None = None,
         eval_squash: bool = False,
-        hflip: float = 0.5,
+        hflip: Fraction = 0.5,
         pad: str = "mean",
         void_as_background: bool = False,
         crops: Callable[[SegmentationDataModule], LightningDataModule] | None = None,

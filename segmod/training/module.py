@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segmod.ground.errors import UserError
-from segmod.ground.types import Batch, Predictor, labels_of
+from segmod.ground.types import Batch, Predictor, Text, labels_of
 from segmod.inference.dense import DensePredictor
 from segmod.metrics import SegmentationMetrics, summarise
 from segmod.nets.weights import load_net
@@ -52,10 +52,10 @@ class SegmentationModule(L.LightningModule):
         scheduler: Callable[..., Any] | None = None,
         predictor: Predictor | None = None,
         param_rules: Sequence[ParamRule] = (),
-        init_from: str | None = None,
+        init_from: Text | None = None,
         compile: bool = False,
         channels_last: bool = False,
-        scheduler_monitor: str | None = None,
+        scheduler_monitor: Text | None = None,
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]

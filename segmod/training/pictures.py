@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmod import viz
-from segmod.ground.types import IGNORE_INDEX, Batch, picture_of
+from segmod.ground.types import IGNORE_INDEX, Amount, Batch, Text, picture_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class PredictionPictures(L.Callback):
         count: Images to draw; 0 for none.
     """
 
-    def __init__(self, directory: str, count: int = 4) -> None:
+    def __init__(self, directory: Text, count: Amount = 4) -> None:
         self.directory = Path(directory)
         self.count = count
 

@@ -18,7 +18,7 @@ from segmod.data.order import ResumableLoader, TrainingOrder, prepare_worker
 from segmod.ground.errors import UserError
 from segmod.ground.files import replacing
 from segmod.ground.palettes import Legend
-from segmod.ground.types import IGNORE_INDEX, Batch, Sample
+from segmod.ground.types import IGNORE_INDEX, Amount, Batch, Count, Sample
 from segmod.training.module import SegmentationModule
 
 
@@ -76,9 +76,9 @@ class HypercolumnSparse(SegmentationModule):
         loss: nn.Module,
         optimizer: Any,
         *,
-        points_per_class: int = 3,
-        rows: int | None = None,
-        seed: int = 0,
+        points_per_class: Count = 3,
+        rows: Count | None = None,
+        seed: Amount = 0,
         **settings: Any,
     ) -> None:
         super().__init__(net, loss, optimizer, **settings)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from segmod.ground.types import IGNORE_INDEX
+from segmod.ground.types import IGNORE_INDEX, Amount
 from segmod.metrics import summarise
 from segmod.training.loggers import attempt
 from segmod.training.pictures import Example, examples
@@ -28,7 +28,7 @@ class WandbPanels(L.Callback):
         pictures: Validation images to send; 0 for none.
     """
 
-    def __init__(self, pictures: int = 4) -> None:
+    def __init__(self, pictures: Amount = 4) -> None:
         self.pictures = pictures
         self._examples: list[Example] = []
 

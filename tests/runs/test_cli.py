@@ -20,7 +20,7 @@ MISTAKES = [
     (["experiment=nope"], "experiment=nope: no such option; choose one of"),
     (["callbacks=[default,nope]"], "callbacks=nope: no such option"),
     (["model.optimizer.lr=fast"], "model.optimizer.lr='fast' has the wrong type"),
-    (["model.optimizer.lr=-1"], "model.optimizer: Invalid learning rate: -1"),
+    (["model.optimizer.lr=-1"], "error: model.optimizer.lr=-1: give a number, 0 or more"),
     (["model.loss._target_=torch.nn.CrossEntropy"], "model.loss._target_=torch.nn.CrossEntropy: cannot be imported"),
     (["+model.net.depth=3"], "model.net.depth: segmod.nets.hypercolumn.Hypercolumn takes no such argument"),
     (["inference=crf", "inference.normalization=none"], "did you mean inference.kernel_normalization?"),
