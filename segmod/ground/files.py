@@ -2,13 +2,87 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from segmod.ground.errors import UserError, reason
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class UnwritableError(UserError, OSError):
+    """A file or folder that cannot be written; made of error number, reason and path, as an `OSError`."""
+
+    def __str__(self) -> str:
+        """The line that the user sees."""
+        remedy = "free some disk space" if self.errno in _FULL else "mend that"
+        return (
+            f"{self.filename}: cannot be written ({self.strerror}): {remedy} or choose another folder, then run again"
+        )
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read, if it is one: a pipe or a device would keep who reads it waiting for ever.
+
+    Raises:
+        OSError: It cannot be read, or is a folder, a pipe, a socket or a device.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is a folder, pipe or device, not a file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Text of a file.
+
+    Raises:
+        OSError: As `open_file`.
+        UnicodeDecodeError: It is not in UTF-8.
+    """
+    with open_file(path) as file:
+        return file.read().decode()
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make the folder of a file that is then written, and say in a line if that fails.
+
+    Raises:
+        UnwritableError: It cannot be written: the disk is full, say, or read-only.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of what a file tells it
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UnwritableError(cause.errno, reason(cause), str(path)) from error
+
+
+def require_writable(folder: str | os.PathLike[str]) -> None:
+    """Check, before any work, that files may be written into a folder, which need not be there yet; makes nothing.
+
+    Raises:
+        UnwritableError: They may not.
+    """
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UnwritableError(errno.ENOTDIR, f"{there} is no folder", str(folder))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UnwritableError(errno.EACCES, f"no right to write into {there}", str(folder))
 
 
 @contextmanager
@@ -22,19 +96,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         path: The file; its folder is made.
 
     Raises:
-        OSError: It cannot be written.
+        UnwritableError: It cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def replace_text(path: str | os.PathLike[str], text: str) -> None:

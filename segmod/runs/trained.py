@@ -6,7 +6,7 @@ run's config and numbers cost no torch, a prediction no Lightning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
@@ -297,7 +298,7 @@ class TrainedRun:
             max_side: A larger image is scored at this many pixels on its longer side; None scores any at its own size.
 
         Returns:
-            Labels and probabilities at the size of the image; a notebook shows them as an overlay.
+            Labels and probabilities, for pixels of the image; a notebook shows them as an overlay.
 
         Raises:
             UserError: An array of another kind.
@@ -305,36 +306,61 @@ class TrainedRun:
         import torch
 
         from segmod.data.pictures import read_picture
-        from segmod.ground.types import IGNORE_INDEX, labels_of
+        from segmod.ground.types import IGNORE_INDEX
         from segmod.nets.ops import resize
 
         picture = read_picture(image)
         height, width = picture.shape[:2]
         factor = min(1.0, max_side / max(height, width)) if max_side is not None else 1.0
-        seen = torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device).float()
-        seen = resize(seen, (max(1, round(factor * height)), max(1, round(factor * width))), antialias=True)
+        seen = torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device)
+        if factor < 1:  # one colour at a time, for floats take four times the memory
+            size = max(1, round(factor * height)), max(1, round(factor * width))
+            seen = torch.cat([resize(seen[:, c : c + 1].float(), size, antialias=True) for c in range(3)], dim=1)
         mask = torch.full((1, *seen.shape[-2:]), IGNORE_INDEX, dtype=torch.uint8, device=self.device)
-        batch: Batch = {"image": seen, "mask": mask, "name": [""], "index": torch.zeros(1, dtype=torch.int64)}
-        scores = resize(self.scores(batch), (height, width))
-        labels = labels_of(scores)[0].to(torch.uint8)
-        return Prediction(picture, labels.numpy(), scores[0].numpy(), self.legend)
+        batch: Batch = {"image": seen.float(), "mask": mask, "name": [""], "index": torch.zeros(1, dtype=torch.int64)}
+        return Prediction(picture, self.scores(batch)[0], self.legend)
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """What a run says of an image.
 
+    The probabilities of all classes at the size of a large image take gigabytes: they are kept at the size they were
+    scored at, and labels are made of them class by class.
+
     Attributes:
         image: uint8 (H, W, 3), RGB.
-        labels: uint8 (H, W), the most probable class of each pixel.
-        probabilities: float32 (K, H, W).
+        scores: Probabilities as the net saw the image, float32 (K, h, w), on the CPU.
         legend: Names and colours of the labels.
     """
 
     image: UInt8Array
-    labels: UInt8Array
-    probabilities: FloatArray
+    scores: Tensor
     legend: Legend
+
+    @cached_property
+    def labels(self) -> UInt8Array:
+        """The most probable class of each pixel, uint8 (H, W)."""
+        maps = self.maps()
+        best = next(maps).copy()  # for it is changed
+        labels = np.zeros(best.shape, dtype=np.uint8)
+        for label, found in enumerate(maps, start=1):
+            labels[found > best] = label
+            np.maximum(best, found, out=best)
+        return labels
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """Those of all classes at the size of the image, float32 (K, H, W)."""
+        return np.stack(list(self.maps()))
+
+    def maps(self) -> Iterator[FloatArray]:
+        """The probability of one class after the other at the size of the image, float32 (H, W)."""
+        from segmod.nets.ops import resize
+
+        height, width = self.image.shape[:2]
+        for scores in self.scores:
+            yield resize(scores[None, None], (height, width))[0, 0].numpy()
 
     def overlay(self) -> UInt8Array:
         """The labels' colours over the image, uint8 (H, W, 3) RGB."""
