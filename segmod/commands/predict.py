@@ -18,7 +18,8 @@ from segmod import viz
 from segmod.ground.errors import UserError, reason
 from segmod.ground.files import UnwritableError, require_writable, writing
 from segmod.ground.printing import short_path
-from segmod.runs.trained import Prediction, TrainedRun, choose_device
+from segmod.runs.prediction import Prediction
+from segmod.runs.trained import TrainedRun, choose_device
 
 log = logging.getLogger(__name__)
 

@@ -30,9 +30,18 @@ def reason(error: BaseException) -> str:
     if isinstance(error, pickle.UnpicklingError):
         return "it is damaged, or holds more than plain values"
     told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = next((" ".join(line.split()) for line in told.splitlines() if line.strip()), type(error).__name__)
+    lines = [" ".join(line.split()) for line in told.splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     line = f"no {line}" if isinstance(error, KeyError) else line
     return line if len(line) <= 100 else f"{line[:97]}..."
+
+
+def behind(error: BaseException) -> OSError | None:
+    """What the system said, where an error, or one that caused it, is of the system; else None."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def whole(value: object, least: int) -> bool:

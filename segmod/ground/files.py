@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from segmod.ground.errors import UserError, reason
+from segmod.ground.errors import UserError, behind, reason
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers that say that there is no room: of the disk, of a quota, of a limit."""
 
 
 class UnwritableError(UserError, OSError):
@@ -22,7 +25,7 @@ class UnwritableError(UserError, OSError):
 
     def __str__(self) -> str:
         """The line that the user sees."""
-        remedy = "free some disk space" if self.errno in _FULL else "mend that"
+        remedy = "free some disk space" if self.errno in FULL else "mend that"
         return (
             f"{self.filename}: cannot be written ({self.strerror}): {remedy} or choose another folder, then run again"
         )
@@ -63,9 +66,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of what a file tells it
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
+        cause = behind(error)
         if cause is None:
             raise
         raise UnwritableError(cause.errno, reason(cause), str(path)) from error
@@ -115,6 +116,26 @@ def replace_text(path: str | os.PathLike[str], text: str) -> None:
     """Replace a text file whole, see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+class LogFile(logging.FileHandler):
+    """A log that is not worth a run: where it cannot be written, it ends, with a line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message; the first one makes the file."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Tell of the error, and write no more."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.setLevel(logging.CRITICAL + 1)
+        sys.stderr.write(f"segmod: warning: {self.baseFilename}: cannot be written ({reason(error)})\n")
 
 
 def remove_parts(folder: str | os.PathLike[str]) -> None:

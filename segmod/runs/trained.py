@@ -6,21 +6,20 @@ run's config and numbers cost no torch, a prediction no Lightning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
 from segmod.ground.names import require_name
 from segmod.runs.folders import Run, find_members, find_run
 from segmod.runs.instantiate import BuildError, instantiate
+from segmod.runs.prediction import Prediction
 from segmod.runs.stored import for_scoring, frozen, settled
 from segmod.runs.trust import Trust
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from segmod.data.base import Split
     from segmod.ground.palettes import Legend
-    from segmod.ground.types import Batch, FloatArray, Predictor, UInt8Array
+    from segmod.ground.types import Batch, Predictor, UInt8Array
     from segmod.inference.ensemble import TrainedPredictor
     from segmod.training.datamodule import SegmentationDataModule
     from segmod.training.module import SegmentationModule
@@ -111,7 +110,14 @@ class TrainedRun:
             if value is not None:
                 OmegaConf.update(changes, name, value)
         trusted = Trust.of(trust, {**asked, "data": frozen(changes)})
-        raw = frozen(found.stored()) if trusted.is_full else found.stored()
+        raw = found.stored()
+        for needed in ("name", "checkpoint", "data.val_split", "model.net._target_"):
+            node: Any = raw
+            for part in needed.split("."):
+                node = node.get(part) if isinstance(node, dict) else None
+            if node is None:
+                raise UserError(f"{found.config_file}: {needed} is missing: restore it, or train the run again")
+        raw = frozen(raw) if trusted.is_full else raw
         raw = for_scoring(raw, asked, frozen(changes))
         find_members(raw.get("inference"), "inference", str(runs), found.directory.name)
         config = settled(raw, found.config_file)
@@ -319,64 +325,6 @@ class TrainedRun:
         mask = torch.full((1, *seen.shape[-2:]), IGNORE_INDEX, dtype=torch.uint8, device=self.device)
         batch: Batch = {"image": seen.float(), "mask": mask, "name": [""], "index": torch.zeros(1, dtype=torch.int64)}
         return Prediction(picture, self.scores(batch)[0], self.legend)
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a run says of an image.
-
-    The probabilities of all classes at the size of a large image take gigabytes: they are kept at the size they were
-    scored at, and labels are made of them class by class.
-
-    Attributes:
-        image: uint8 (H, W, 3), RGB.
-        scores: Probabilities as the net saw the image, float32 (K, h, w), on the CPU.
-        legend: Names and colours of the labels.
-    """
-
-    image: UInt8Array
-    scores: Tensor
-    legend: Legend
-
-    @cached_property
-    def labels(self) -> UInt8Array:
-        """The most probable class of each pixel, uint8 (H, W)."""
-        maps = self.maps()
-        best = next(maps).copy()  # for it is changed
-        labels = np.zeros(best.shape, dtype=np.uint8)
-        for label, found in enumerate(maps, start=1):
-            labels[found > best] = label
-            np.maximum(best, found, out=best)
-        return labels
-
-    @property
-    def probabilities(self) -> FloatArray:
-        """Those of all classes at the size of the image, float32 (K, H, W)."""
-        return np.stack(list(self.maps()))
-
-    def maps(self) -> Iterator[FloatArray]:
-        """The probability of one class after the other at the size of the image, float32 (H, W)."""
-        from segmod.nets.ops import resize
-
-        height, width = self.image.shape[:2]
-        for scores in self.scores:
-            yield resize(scores[None, None], (height, width))[0, 0].numpy()
-
-    def overlay(self) -> UInt8Array:
-        """The labels' colours over the image, uint8 (H, W, 3) RGB."""
-        from segmod import viz
-
-        return viz.overlay(self.image, self.labels, self.legend.palette)
-
-    def _repr_png_(self) -> bytes:
-        """The overlay, as a notebook shows it."""
-        from io import BytesIO
-
-        from PIL import Image
-
-        file = BytesIO()
-        Image.fromarray(self.overlay()).save(file, "png")
-        return file.getvalue()
 
 
 def member(run: str, root: str = "runs") -> TrainedPredictor:

@@ -18,7 +18,8 @@ from segmod.ground.errors import UserError
 from segmod.ground.palettes import VOC_CLASSES, Legend
 from segmod.inference.multiscale import MultiScalePredictor
 from segmod.measure import PeakMemory
-from segmod.runs.trained import Prediction, TrainedRun
+from segmod.runs.prediction import Prediction
+from segmod.runs.trained import TrainedRun
 
 SHORT = (
     "data=voc", "data.root=data", "data.num_workers=0", "data.batch_size=2", "data.crop_size=32", "name=small",
