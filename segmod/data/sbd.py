@@ -14,7 +14,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from segmod.ground.errors import UserError, reason
-from segmod.ground.files import open_file
+from segmod.ground.files import open_file, read_text
 from segmod.ground.types import UInt8Array
 
 SBD_SPLITS = frozenset({"trainaug", "trainvalaug", "sbd_train"})
@@ -49,12 +49,24 @@ def sbd_masks(voc: Path, sbd: Path, split: str, exclude: set[str]) -> dict[str, 
         raise UserError(
             f"{place}: split sbd_train needs SBD's own list; take it from the archive, or train on trainaug"
         )
-    names = [name for name in place.read_text().split() if name not in exclude]
+    names = [name for name in read_ids(place) if name not in exclude]
     if missing := [name for name in names if name not in masks]:
         raise UserError(
             f"{place}: no mask of {missing[0]} and {len(missing) - 1} more: take SBD from its archive again"
         )
     return {name: masks[name] for name in names}
+
+
+def read_ids(file: Path) -> list[str]:
+    """Return the names on a list, whatever blanks stand between them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return read_text(file).split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot read the list ({reason(error)}); store it as text in UTF-8") from error
 
 
 def read_mat(file: Path, struct: str = "GTcls") -> UInt8Array:

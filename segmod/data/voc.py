@@ -16,9 +16,9 @@ from PIL import Image
 
 from segmod.data.base import Dataset
 from segmod.data.instances import COMPONENTS
-from segmod.data.sbd import SBD_SPLITS, download_sbd, read_mat, sbd_masks, unpacking
+from segmod.data.sbd import SBD_SPLITS, download_sbd, read_ids, read_mat, sbd_masks, unpacking
 from segmod.ground.errors import UserError, reason, require
-from segmod.ground.files import open_file, read_text, writing
+from segmod.ground.files import open_file, writing
 from segmod.ground.names import require_name
 from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.types import IGNORE_INDEX, UInt8Array
@@ -157,10 +157,7 @@ class PascalVOC(Dataset):
             lists = ", ".join(sorted(found.stem for found in file.parent.glob("*.txt")))
             remedy = f"choose one of {lists}, or put the list there" if lists else _remedy(self.root, self.year)
             raise UserError(f"{file}: no such list for split {split}; {remedy}")
-        try:
-            names = read_text(file).split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: cannot read the list ({reason(error)}); store it as text in UTF-8") from error
+        names = read_ids(file)
         if not names:
             raise UserError(f"{file}: the list is empty; {_remedy(self.root, self.year)}")
         return [require_name(name, f"{file}: ") for name in names]

@@ -45,14 +45,14 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Text of a file.
+    """Text of a file, without the mark that some editors put before it.
 
     Raises:
         OSError: As `open_file`.
         UnicodeDecodeError: It is not in UTF-8.
     """
     with open_file(path) as file:
-        return file.read().decode()
+        return file.read().decode("utf-8-sig")
 
 
 @contextmanager

@@ -377,7 +377,7 @@ def test_any_bytes_are_a_list_or_one_line(tmp_path_factory, read_or_line, conten
     folder.mkdir(parents=True)
     (folder / "train.txt").write_bytes(content)
     names = read_or_line(folder / "train.txt", PascalVOC(folder.parents[3]).names, "train")
-    assert names is None or names == list(dict.fromkeys(content.decode().split()))
+    assert names is None or names == list(dict.fromkeys(content.decode("utf-8-sig").split()))
 
 
 def test_a_full_disk_is_seen_before_the_download(tmp_path):
