@@ -16,6 +16,7 @@ import segmod
 from segmod.ground.errors import UserError
 from segmod.runs.folders import Run
 from segmod.runs.records import collect
+from segmod.training.checkpoints import AtomicCheckpointIO
 
 Command = Callable[..., int]
 
@@ -131,18 +132,30 @@ def wider(path: Path) -> None:
     torch.save(content, path)
 
 
-DAMAGES: dict[str, Callable[[Path], object]] = {
+UNREADABLE: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[:5000]),
     "text": lambda path: path.write_text("no checkpoint"),
     "code": lambda path: torch.save(Path("x"), path),
     "list": lambda path: torch.save([1], path),
+}
+
+
+@pytest.mark.parametrize("how", UNREADABLE)
+def test_what_is_no_checkpoint_is_one_line(trained: Path, tmp_path: Path, how: str) -> None:
+    last = shutil.copy(trained / "small/seed0/checkpoints/last.ckpt", tmp_path)
+    UNREADABLE[how](Path(last))
+    with pytest.raises(UserError) as caught:
+        AtomicCheckpointIO().load_checkpoint(last)
+    assert str(caught.value).startswith(f"cannot read checkpoint {last} (")
+    assert str(caught.value).endswith("): delete it or set overwrite=true")
+    assert "weights_only" not in str(caught.value)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "no version": changed(**{"pytorch-lightning_version": None}),
-    "no weights": changed(state_dict=None),
     "no loops": changed(loops=None),
-    "no optimizer": changed(optimizer_states=None),
     "odd optimizer": changed(optimizer_states=[{"state": {}, "param_groups": []}]),
     "odd callbacks": changed(callbacks={"Checkpoints": {"best_step": 1}}),
-    "odd loops": changed(loops={"fit_loop": 3}),
     "another net": wider,
 }
 
@@ -164,19 +177,26 @@ def test_a_damaged_checkpoint_is_one_line(run: Path, again: Callable[[], int], c
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"metrics": 3}', '{"metrics": {"val/miou": "x"}}', "[" * 10**5, "\xff"]
 )
-def test_a_damaged_record_is_one_line(run: Path, again: Callable[[], int], capfd: Any, content: str) -> None:
+def test_a_damaged_record_is_one_line(run: Path, content: str) -> None:
     (run / "metrics.json").write_text(content, encoding="latin-1")
-    assert again() == 1
-    assert f"cannot read {run}/metrics.json (" in error_of(capfd)
+    with pytest.raises(UserError, match=r"cannot read .*metrics\.json \(.*\): delete it and run again"):
+        Run(run).result()
 
 
 @pytest.mark.parametrize("content", ["a: [", "- 1", "data: 3", "\xff", "\0", "a: ${b", "{a: 1}: 2", "[" * 3000])
-def test_a_damaged_config_is_one_line(run: Path, again: Callable[[], int], capfd: Any, content: str) -> None:
+def test_a_damaged_config_is_one_line(run: Path, content: str) -> None:
     (run / ".hydra" / "config.yaml").write_text(content, encoding="latin-1")
-    assert again() == 1
-    assert f"{run}/.hydra/config.yaml" in error_of(capfd)
     with pytest.raises(UserError, match=r"config\.yaml"):
         segmod.open(run)
+
+
+def test_a_command_ends_with_that_line(run: Path, again: Callable[[], int], capfd: Any) -> None:
+    (run / "metrics.json").write_text("{")
+    assert again() == 1
+    assert f"cannot read {run}/metrics.json (" in error_of(capfd)
+    (run / ".hydra" / "config.yaml").write_text("a: [")
+    assert again() == 1
+    assert f"{run}/.hydra/config.yaml" in error_of(capfd)
 
 
 @pytest.mark.parametrize("content", ["name: a", "{name: a, checkpoint: best, data: {val_split: val}, model: {net: 3}}"])
