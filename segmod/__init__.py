@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from segmod.runs.trained import TrainedRun
 
 __version__ = "0.1.0"
+
+# OpenCV reads it when it is imported: a picture of more pixels is refused, whatever its few packed bytes say.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
 
 
 def open(

@@ -7,6 +7,7 @@ for colour-blind readers, and tell series apart by hatch or marker as well.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from segmod.ground.files import writing
 from segmod.ground.palettes import VOC_PALETTE
 from segmod.ground.types import IGNORE_INDEX
 
@@ -43,14 +45,14 @@ def save_palette_png(mask: Mask, path: Path | str, palette: Palette = VOC_PALETT
     """Write labels as VOC does: an 8-bit PNG of palette indices, not of colours."""
     png = Image.fromarray(_labels(mask))  # mode L: one byte a pixel, which putpalette turns into indices
     png.putpalette(palette.tobytes())
-    _create_parent(path)
-    png.save(path, format="PNG")
+    with writing(path):
+        png.save(path, format="PNG")
 
 
 def save_png(picture: Picture, path: Path | str) -> None:
     """Write an RGB picture."""
-    _create_parent(path)
-    Image.fromarray(picture).save(path, format="PNG")
+    with writing(path):
+        Image.fromarray(picture).save(path, format="PNG")
 
 
 def overlay(image: Picture, mask: Mask, palette: Palette = VOC_PALETTE, alpha: float = 0.6) -> Picture:
@@ -63,8 +65,11 @@ def overlay(image: Picture, mask: Mask, palette: Palette = VOC_PALETTE, alpha: f
         alpha: Weight of the colours, 0..1.
     """
     labels = _labels(mask)
-    blended = image.astype(np.float32) * (1 - alpha) + palette[labels].astype(np.float32) * alpha
-    chosen: Picture = np.where((labels == 0)[..., None], image, np.rint(blended).astype(np.uint8))
+    chosen: Picture = np.empty_like(image)
+    for top in range(0, len(image), 64):  # a few rows at a time: floats take four times the image's memory
+        rows = slice(top, top + 64)
+        blended = image[rows].astype(np.float32) * (1 - alpha) + palette[labels[rows]].astype(np.float32) * alpha
+        chosen[rows] = np.where((labels[rows] == 0)[..., None], image[rows], np.rint(blended).astype(np.uint8))
     return chosen
 
 
@@ -273,14 +278,9 @@ def _value_text(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _create_parent(path: Path | str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-
-
 def _save(figure: Figure, path: Path | str | BytesIO) -> None:
-    if not isinstance(path, BytesIO):
-        _create_parent(path)
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.1)
+    with nullcontext() if isinstance(path, BytesIO) else writing(path):
+        figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.1)
 
 
 Tile = NDArray[np.uint8] | NDArray[np.float32] | None
@@ -331,5 +331,4 @@ def page(
                 place.imshow(tile, interpolation="antialiased")
     if bar and shown is not None:
         figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.02, label=bar)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.1)
+    _save(figure, path)

@@ -5,11 +5,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from segmod.__main__ import COMMANDS
+from segmod.ground.errors import UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ["WANDB_MODE"] = "offline"
@@ -66,3 +68,20 @@ def run_command(name: str, *arguments: str) -> int:
 def small() -> tuple[str, ...]:
     """Overrides that make ``segmod-train`` a matter of a second."""
     return SMALL
+
+
+@pytest.fixture(scope="session")
+def read_or_line() -> Callable[..., Any]:
+    """``read_or_line(path, read, ...)``: what ``read(...)`` returns, or None where it raises a line on that file."""
+
+    def read_it(path: Path, read: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return read(*arguments)
+        except UserError as error:
+            line = str(error)
+        assert str(path) in line
+        assert "\n" not in line
+        assert len(line) <= 300
+        return None
+
+    return read_it

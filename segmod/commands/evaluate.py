@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segmod import viz
 from segmod.ground.errors import UserError
+from segmod.ground.files import require_writable, writing
 from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.printing import print_table, short_path, write_csv
 from segmod.inference.submission import Submission
@@ -44,6 +45,7 @@ def main(cfg: DictConfig) -> None:
     )
     directory = run.folder("evaluation", evaluation_name(run))
     cfg.run_dir = str(directory)
+    require_writable(directory)
 
     module, datamodule = run.module, run.datamodule
     of_voc = run.classes == VOC_CLASSES
@@ -56,7 +58,8 @@ def main(cfg: DictConfig) -> None:
             raise UserError("submission=true needs pictures of the images' own size: set data.eval_squash=false")
         submission = Submission(directory, run.split, getattr(datamodule.dataset, "year", 2012))
         if is_leader():
-            submission.clear()
+            with writing(submission.folder):
+                submission.clear()
 
     started = time.monotonic()
     trainer = validate(cfg, run, directory, submission)

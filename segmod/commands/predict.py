@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from rich.console import Console
 from rich.progress import track
 
 from segmod import viz
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, reason
+from segmod.ground.files import UnwritableError, require_writable, writing
 from segmod.ground.printing import short_path
-from segmod.runs.trained import Prediction, TrainedRun, choose_device
+from segmod.runs.prediction import Prediction
+from segmod.runs.trained import TrainedRun, choose_device
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +52,18 @@ def main(cfg: DictConfig) -> None:
     for path, name in track(list(zip(images, names, strict=True)), "Predicting", console=console):
         try:
             write(output, name, run.predict(path, cfg.max_side), cfg.probabilities)
+        except UnwritableError:  # nor could the others' results be
+            raise
         except Exception as error:  # whatever is wrong with one image, the others are still wanted
-            reason = " ".join(str(error).split()) or type(error).__name__
-            failed.append(f"{path} ({reason[:200]})")
+            failed.append(f"{path} ({reason(error)})")
             console.print(f"failed: {failed[-1]}", markup=False, soft_wrap=True)
     if len(failed) < len(images):
         log.info(
             "%d of %d images labelled, in %s", len(images) - len(failed), len(images), short_path(output.resolve())
         )
     if failed:
-        raise UserError(f"{len(failed)} of {len(images)} images failed: {'; '.join(failed)}")
+        more = f"; and {len(failed) - 1} more, told above" if len(failed) > 1 else ""
+        raise UserError(f"{len(failed)} of {len(images)} images failed: {failed[0]}{more}")
 
 
 def find_images(given: str, output: Path) -> list[Path]:
@@ -129,6 +134,7 @@ def check_outputs(images: Sequence[Path], names: Sequence[str], output: Path) ->
                 raise UserError(f"output={output} would overwrite the input {target}: choose another folder")
     if output.exists() and not output.is_dir():
         raise UserError(f"output={output} is a file: give a folder")
+    require_writable(output)
 
 
 def write(output: Path, name: str, found: Prediction, probabilities: bool) -> None:
@@ -137,5 +143,12 @@ def write(output: Path, name: str, found: Prediction, probabilities: bool) -> No
     viz.save_png(found.overlay(), result_path(output, "overlays", name))
     if probabilities:
         path = result_path(output, "probabilities", name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, probabilities=found.probabilities.astype(np.float16))
+        header = {"descr": "<f2", "fortran_order": False, "shape": (len(found.scores), *found.image.shape[:2])}
+        with (
+            writing(path),
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,  # as np.savez_compressed, but class by class
+            archive.open("probabilities.npy", "w", force_zip64=True) as file,
+        ):
+            np.lib.format.write_array_header_1_0(file, header)
+            for scores in found.maps():
+                file.write(scores.astype("<f2").tobytes())

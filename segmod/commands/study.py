@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
+from segmod.ground.files import require_writable
 from segmod.ground.names import require_name
 from segmod.ground.printing import print_table, short_path, write_records
 from segmod.runs import cli
@@ -42,6 +43,7 @@ def main(cfg: DictConfig) -> None:
         names[-1] = require_name(cfg.against_name, "against_name=")
     directory = Path(cfg.output).expanduser().resolve() if cfg.output else first.folder("studies", study_name(first))
     cfg.run_dir = str(directory)
+    require_writable(directory)
     study: Study = instantiate(cfg, "study")
     table = study(dict(zip(names, runs, strict=True)), directory)
     if table:

@@ -55,7 +55,6 @@ def main(cfg: DictConfig) -> None:
 def write(path: Path, table: Table, rows: Sequence[Row]) -> None:
     """Write a table as .md, .csv, .tex and .png beside each other, and print it."""
     caption, columns = table.caption, table.columns
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = layout(columns, rows)
     notes = footnotes(rows)
     replace_text(path.with_suffix(".md"), "\n\n".join([f"**{caption}**", markdown(lines), *notes]) + "\n")

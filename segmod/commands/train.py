@@ -25,6 +25,7 @@ from segmod.runs.launch import is_leader, prepare_lightning
 from segmod.runs.records import metrics_of, record
 from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal, monitors_are_logged
 from segmod.training.datamodule import SegmentationDataModule
+from segmod.training.lightning_private import name_checkpoint
 from segmod.training.module import SegmentationModule
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def main(cfg: DictConfig) -> float | None:
         result = fit(cfg, run)
     if is_leader():
         print_result(run, result)
-    miou: float | None = result["metrics"]["val/miou"]
+    miou: float | None = result["metrics"].get("val/miou")
     return miou
 
 
@@ -162,6 +163,7 @@ def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
         enable_checkpointing=False,  # segmod's own Checkpoints callback does it
         plugins=[AtomicCheckpointIO()],
     )
+    name_checkpoint(trainer)
     return trainer, checkpoints
 
 

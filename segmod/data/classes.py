@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from segmod.ground.errors import UserError, require
+from segmod.ground.files import read_text
 from segmod.ground.palettes import VOC_PALETTE
 from segmod.ground.types import UInt8Array
 
@@ -73,7 +74,7 @@ def palette_of(colours: Sequence[Colour] | None) -> UInt8Array:
 
 def _read(file: Path) -> tuple[tuple[str, ...], list[Colour] | None]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as UTF-8 text ({error}); save it so") from error
     if file.suffix in (".yaml", ".yml"):

@@ -13,6 +13,7 @@ import numpy as np
 from segmod.data.base import Dataset
 from segmod.data.folder import SPELLINGS, held_out, read_any
 from segmod.ground.errors import UserError, require
+from segmod.ground.files import read_text
 from segmod.ground.types import UInt8Array
 
 _PLACES = (
@@ -222,7 +223,7 @@ def _load(file: Path) -> dict[str, Any]:
     key = file, file.stat().st_mtime_ns
     if key not in _LOADED:
         try:
-            content = json.loads(file.read_text(encoding="utf-8-sig"))
+            content = json.loads(read_text(file))
             for name, keys in (("images", ("id", "file_name", "height", "width")), ("categories", ("id", "name"))):
                 for number, entry in enumerate(content[name]):
                     missing = [k for k in keys if k not in entry]

@@ -14,6 +14,7 @@ from segmod.data.classes import palette_of, read_classes
 from segmod.data.masks import MaskReader
 from segmod.data.pictures import read_picture
 from segmod.ground.errors import UserError, require
+from segmod.ground.files import open_file, read_text
 from segmod.ground.types import IGNORE_INDEX, UInt8Array
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -223,7 +224,7 @@ def _listed(found: dict[str, Path], file: Path) -> dict[str, Path]:
     chosen: dict[str, Path] = {}
     ends = {Path(name).name: name for name in found}
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as UTF-8 text ({error}); save it so") from error
     for number, line in enumerate(lines, 1):
@@ -257,7 +258,7 @@ def read_any(file: Path, size: tuple[int, int]) -> UInt8Array:
     try:
         image = read_picture(file)
         if image.shape[:2] != size and image.shape[:2] == size[::-1]:
-            with Image.open(file) as stored:
+            with open_file(file) as opened, Image.open(opened) as stored:
                 image = np.array(stored.convert("RGB"))
     except FileNotFoundError as error:
         raise UserError(f"{file}: there is no such image; add it, or take it off the list") from error

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segmod.data.classes import Colour, palette_of
-from segmod.ground.errors import UserError, require
+from segmod.ground.errors import UserError, reason, require
+from segmod.ground.files import open_file
 from segmod.ground.types import IGNORE_INDEX, UInt8Array
 
 _SHOWN = 5
@@ -62,10 +63,12 @@ class MaskReader:
             UserError: it is damaged, or stores what is no class.
         """
         try:
-            with Image.open(file) as mask:
+            with open_file(file) as opened, Image.open(opened) as mask:
                 stored = self._stored(mask)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{file}: the mask is damaged ({error}); replace it or take it away") from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever PIL trips over
+            raise UserError(f"{file}: the mask is damaged ({reason(error)}); replace it or take it away") from error
         if stored.ndim == 3:
             return self._from_colours(stored, file)
         table = self._table

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from segmod.ground.errors import require
+from segmod.ground.files import open_file
 from segmod.ground.types import UInt8Array
 
 
@@ -28,8 +29,8 @@ def read_picture(image: str | PathLike[str] | Image.Image | UInt8Array) -> UInt8
         require(right, f"image: {image.dtype} {image.shape} is no picture: give uint8 (H, W, 3) RGB, or a path")
         return image
     if not isinstance(image, Image.Image):
-        with Image.open(image) as file:
-            return read_picture(file)
+        with open_file(image) as file, Image.open(file) as opened:
+            return read_picture(opened)
     picture: Image.Image = ImageOps.exif_transpose(image)
     if picture.mode.startswith("I") or picture.mode == "F":
         grey = np.asarray(picture, dtype=np.float64)

@@ -6,19 +6,23 @@ A source is a `segmod.ground.types.ProposalSource`; `segmod.data.edgeboxes` has 
 from __future__ import annotations
 
 import json
+import math
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segmod.data.instances import find_instances
 from segmod.ground.boxes import clip
-from segmod.ground.errors import UserError, require, whole
+from segmod.ground.errors import UserError, reason, require, whole
+from segmod.ground.files import open_file, read_text
 from segmod.ground.types import IGNORE_INDEX, Factor, FloatArray, Fraction, Images, UInt8Array
 
 Coordinates = Literal["xyxy", "xywh", "yxyx"]
+_MOST_BYTES = 2**24  # that the boxes of an image may take, 400 000 of them; a packed file may claim terabytes
 
 
 class GridBoxes:
@@ -115,7 +119,7 @@ class BoxFiles:
     - ``2007_000033.csv`` or ``.txt``: a box a line, numbers between commas or blanks; a first line of words is skipped.
 
     A fifth number is the score; without one the order in the file counts, best first. What lies outside the image is
-    cut off.
+    cut off. Boxes of more than 16 MiB are refused before they are read.
 
     Args:
         folder: where the files are.
@@ -144,13 +148,17 @@ class BoxFiles:
         if file is None:
             raise UserError(f"{self.folder / name}: no boxes for this image; looked for {', '.join(_READERS)}")
         try:
-            boxes = np.asarray(_READERS[file.suffix](file), dtype=np.float64)
+            boxes = np.asarray(_READERS[file.suffix](file))
         except Exception as error:  # each format has errors of its own
-            raise UserError(f"{file}: cannot read boxes from it ({' '.join(str(error).split())})") from error
+            raise UserError(f"{file}: cannot read boxes from it ({reason(error)})") from error
         if boxes.size == 0:
             return np.zeros((0, 5), dtype=np.float32)
-        if boxes.ndim != 2 or boxes.shape[1] not in (4, 5) or not np.isfinite(boxes).all():
-            raise UserError(f"{file}: must hold boxes of 4 or 5 finite numbers, found an array of shape {boxes.shape}")
+        right = boxes.dtype.kind in "iuf" and boxes.ndim == 2 and boxes.shape[1] in (4, 5)
+        if not right or not (abs(boxes := boxes.astype(np.float64)) <= np.finfo(np.float32).max).all():
+            raise UserError(
+                f"{file}: must hold boxes of 4 or 5 finite numbers, found an array of shape {boxes.shape} and type "
+                f"{boxes.dtype}"
+            )
         corners, score = boxes[:, :4], boxes[:, 4] if boxes.shape[1] == 5 else -np.arange(float(len(boxes)))
         if self.coordinates == "yxyx":
             corners = corners[:, [1, 0, 3, 2]]
@@ -178,19 +186,45 @@ def require_boxes(max_boxes: int) -> None:
     require(whole(max_boxes, 1), f"proposals.max_boxes={max_boxes}: must be a whole number of at least 1")
 
 
-def _read_npz(file: Path) -> NDArray[np.floating]:
-    with np.load(file) as arrays:
-        return np.asarray(arrays["boxes" if "boxes" in arrays.files or len(arrays.files) != 1 else arrays.files[0]])
+def read_npz(file: Path, *names: str) -> list[NDArray[Any]]:
+    """Return arrays of a .npz, those of some names, or the one called ``boxes``, or the only one there is.
+
+    Raises:
+        Exception: the file is damaged or of another kind, or holds no such array, or one too large for boxes.
+    """
+    with open_file(file) as opened, zipfile.ZipFile(opened) as archive:
+        held = archive.namelist()
+        members = [f"{name}.npy" for name in names] or (held if len(held) == 1 else ["boxes.npy"])
+        return [_read_array(archive.open(member)) for member in members]
 
 
-def _read_json(file: Path) -> list[list[float]]:
-    content = json.loads(file.read_text())
-    found: list[list[float]] = content["boxes"] if isinstance(content, dict) else content
-    return found
+def _read_npy(file: Path) -> NDArray[Any]:
+    with open_file(file) as opened:
+        return _read_array(opened)
+
+
+def _read_array(file: IO[bytes]) -> NDArray[Any]:
+    """Return an array stored as .npy; its header says how large it is before any of it is read."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, by_columns, dtype = readers[np.lib.format.read_magic(file)](file)
+    require(math.prod(shape) * max(dtype.itemsize, 8) <= _MOST_BYTES, f"shape {shape}, too many to be boxes")
+    data = bytearray(file.read(math.prod(shape) * dtype.itemsize))
+    file.read(1)  # nothing: at its end a packed file's checksum is compared
+    return np.ndarray(shape, dtype, data, order="F" if by_columns else "C")
+
+
+def _read_small_text(file: Path) -> str:
+    require(file.stat().st_size <= _MOST_BYTES, f"more than {_MOST_BYTES} bytes, too many to be boxes")
+    return read_text(file)
+
+
+def _read_json(file: Path) -> Any:
+    content = json.loads(_read_small_text(file))
+    return content["boxes"] if isinstance(content, dict) else content
 
 
 def _read_text(file: Path) -> list[list[float]]:
-    lines = [line.replace(",", " ").replace(";", " ").split() for line in file.read_text().splitlines()]
+    lines = [line.replace(",", " ").replace(";", " ").split() for line in _read_small_text(file).splitlines()]
     lines = [line for line in lines if line]
     if lines and not _is_number(lines[0][0]):
         lines = lines[1:]
@@ -205,9 +239,9 @@ def _is_number(word: str) -> bool:
     return True
 
 
-_READERS: dict[str, Callable[[Path], NDArray[np.floating] | list[list[float]]]] = {
-    ".npz": _read_npz,
-    ".npy": np.load,
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".npz": lambda file: read_npz(file)[0],
+    ".npy": _read_npy,
     ".json": _read_json,
     ".csv": _read_text,
     ".txt": _read_text,

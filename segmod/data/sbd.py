@@ -5,15 +5,20 @@ They come in two forms: SBD's own ``cls/*.mat``, or PNG label images in ``Segmen
 
 from __future__ import annotations
 
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
 
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, reason
+from segmod.ground.files import open_file, read_text
 from segmod.ground.types import UInt8Array
 
 SBD_SPLITS = frozenset({"trainaug", "trainvalaug", "sbd_train"})
+_UNPACKED_BYTES = 5 * 10**9
 
 
 def sbd_masks(voc: Path, sbd: Path, split: str, exclude: set[str]) -> dict[str, Path]:
@@ -44,12 +49,24 @@ def sbd_masks(voc: Path, sbd: Path, split: str, exclude: set[str]) -> dict[str, 
         raise UserError(
             f"{place}: split sbd_train needs SBD's own list; take it from the archive, or train on trainaug"
         )
-    names = [name for name in place.read_text().split() if name not in exclude]
+    names = [name for name in read_ids(place) if name not in exclude]
     if missing := [name for name in names if name not in masks]:
         raise UserError(
             f"{place}: no mask of {missing[0]} and {len(missing) - 1} more: take SBD from its archive again"
         )
     return {name: masks[name] for name in names}
+
+
+def read_ids(file: Path) -> list[str]:
+    """Return the names on a list, whatever blanks stand between them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return read_text(file).split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot read the list ({reason(error)}); store it as text in UTF-8") from error
 
 
 def read_mat(file: Path, struct: str = "GTcls") -> UInt8Array:
@@ -63,13 +80,14 @@ def read_mat(file: Path, struct: str = "GTcls") -> UInt8Array:
         UserError: the file is missing, damaged or of another kind.
     """
     try:
-        return np.array(loadmat(file)[struct][0, 0]["Segmentation"], dtype=np.uint8)
+        with open_file(file) as opened:
+            return np.array(loadmat(opened)[struct][0, 0]["Segmentation"], dtype=np.uint8)
     except FileNotFoundError as error:
-        raise UserError(f"{file}: cannot read the mask ({error.strerror}); take SBD from its archive again") from error
+        raise UserError(f"{file}: cannot read the mask ({reason(error)}); take SBD from its archive again") from error
     # scipy reports a damaged file by whatever its parser trips over.
     except Exception as error:
         raise UserError(
-            f"{file}: the mask is damaged or not SBD's ({error}); take it from the archive again"
+            f"{file}: the mask is damaged or not SBD's ({reason(error)}); take it from the archive again"
         ) from error
 
 
@@ -83,10 +101,38 @@ def download_sbd(folder: Path) -> None:
         return
     from torchvision.datasets import SBDataset  # takes seconds to import, rarely needed
 
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        SBDataset(str(folder), image_set="train", mode="segmentation", download=True)
-    except (OSError, RuntimeError) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        with unpacking(_UNPACKED_BYTES):
+            SBDataset(str(folder), image_set="train", mode="segmentation", download=True)
+    except (OSError, RuntimeError, tarfile.TarError) as error:
         raise UserError(
-            f"{folder}: the download of SBD failed ({error}); try again, or unpack img and cls of its archive there"
+            f"{folder}: the download of SBD failed ({reason(error)}); "
+            "try again, or unpack img and cls of its archive there"
         ) from error
+
+
+@contextmanager
+def unpacking(most: int) -> Iterator[None]:
+    """Let archives be unpacked into their folder alone: no path or link that leads out of it, no device.
+
+    Torchvision compares an archive's checksum before it unpacks it, but would then do all that stands in it.
+
+    Args:
+        most: bytes that may come out.
+    """
+    room = most
+
+    def keep(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        nonlocal room
+        room -= member.size
+        if room < 0:
+            raise tarfile.TarError(f"more than {most / 1e9:.0f} GB come out of it")
+        return tarfile.data_filter(member, path)
+
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(keep)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before

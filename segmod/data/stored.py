@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segmod.data.passes import Job, over_images
+from segmod.data.proposals import read_npz
+from segmod.ground.boxes import clip
 from segmod.ground.errors import UserError
 from segmod.ground.files import replace_text, replacing
 from segmod.ground.types import FloatArray, UInt8Array
@@ -43,7 +44,7 @@ class StoredProposals(ABC):
 
     @abstractmethod
     def find(self, image: UInt8Array) -> FloatArray:
-        """Return the boxes of an image, as `segmod.ground.types.ProposalSource`."""
+        """Return the boxes of an image, all inside it, as `segmod.ground.types.ProposalSource`."""
 
     def __call__(self, name: str, image: UInt8Array, mask: UInt8Array | None = None) -> FloatArray:
         """Return the stored boxes, or find and store them; see `segmod.ground.types.ProposalSource`."""
@@ -63,13 +64,16 @@ class StoredProposals(ABC):
     def load(self, name: str, image: UInt8Array) -> FloatArray | None:
         """Return the stored boxes of an image, or None where there are none, or none that can be trusted."""
         try:
-            with np.load(self.path(name)) as stored:
-                if tuple(stored["size"]) != image.shape[:2] or int(stored["crc32"]) != _checksum(image):
-                    return None
-                boxes: FloatArray = stored["boxes"]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+            boxes, size, crc32 = read_npz(self.path(name), "boxes", "size", "crc32")
+            if tuple(size) != image.shape[:2] or int(crc32) != _checksum(image):
+                return None
+        except Exception:  # whatever a damaged file can cause
             return None
-        return boxes if boxes.ndim == 2 and boxes.shape[1] == 5 and boxes.dtype == np.float32 else None
+        if boxes.ndim != 2 or boxes.shape[1] != 5 or boxes.dtype != np.float32 or not np.isfinite(boxes).all():
+            return None
+        corners = boxes[:, :4]
+        inside = (clip(corners, *image.shape[:2]) == corners).all() and (corners[:, :2] < corners[:, 2:]).all()
+        return boxes if inside else None
 
     def _store(self, name: str, image: UInt8Array, boxes: FloatArray) -> None:
         path = self.path(name)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from segmod.data.base import Dataset
 from segmod.data.instances import COMPONENTS
-from segmod.data.sbd import SBD_SPLITS, download_sbd, read_mat, sbd_masks
-from segmod.ground.errors import UserError, require
+from segmod.data.sbd import SBD_SPLITS, download_sbd, read_ids, read_mat, sbd_masks, unpacking
+from segmod.ground.errors import UserError, reason, require
+from segmod.ground.files import open_file, writing
 from segmod.ground.names import require_name
 from segmod.ground.palettes import VOC_CLASSES
 from segmod.ground.types import IGNORE_INDEX, UInt8Array
@@ -91,19 +94,19 @@ class PascalVOC(Dataset):
         Raises:
             UserError: the file is corrupt, or its size is not the image's.
         """
-        file = self._object_file(name)
-        if file is None:
+        mask_file = self._object_file(name)
+        if mask_file is None:
             return None
-        objects = read_mat(file, "GTinst") if file.suffix == ".mat" else read_mask(file)
+        objects = read_mat(mask_file, "GTinst") if mask_file.suffix == ".mat" else read_mask(mask_file)
         image_file = self.files(split, name)[0]
         try:
-            with Image.open(image_file) as image:  # reads the header alone
+            with open_file(image_file) as file, Image.open(file) as image:  # reads the header alone
                 width, height = image.size
-        except (OSError, SyntaxError) as error:
+        except Exception as error:  # whatever PIL trips over
             raise UserError(f"{image_file}: the image is damaged or missing; {_CHECK}") from error
         if objects.shape != (height, width):
             raise UserError(
-                f"{file}: the map of objects is {objects.shape[1]}x{objects.shape[0]} pixels but its image "
+                f"{mask_file}: the map of objects is {objects.shape[1]}x{objects.shape[0]} pixels but its image "
                 f"{image_file} is {width}x{height}; replace one of them"
             )
         return objects
@@ -154,12 +157,7 @@ class PascalVOC(Dataset):
             lists = ", ".join(sorted(found.stem for found in file.parent.glob("*.txt")))
             remedy = f"choose one of {lists}, or put the list there" if lists else _remedy(self.root, self.year)
             raise UserError(f"{file}: no such list for split {split}; {remedy}")
-        try:
-            names = file.read_text("utf-8-sig").split()
-        except UnicodeDecodeError:
-            names = ["\0"]
-        if any("\0" in name for name in names):
-            raise UserError(f"{file}: the list is no plain text: store it as UTF-8, an id a line")
+        names = read_ids(file)
         if not names:
             raise UserError(f"{file}: the list is empty; {_remedy(self.root, self.year)}")
         return [require_name(name, f"{file}: ") for name in names]
@@ -176,13 +174,16 @@ def read_image(file: Path) -> UInt8Array:
         UserError: the file is missing or damaged.
     """
     try:
-        data = np.fromfile(file, dtype=np.uint8)
+        with open_file(file) as opened:
+            data = np.fromfile(opened, dtype=np.uint8)
     except OSError as error:
-        raise UserError(f"{file}: cannot read the image ({error.strerror}); {_CHECK}") from error
+        raise UserError(f"{file}: cannot read the image ({reason(error)}); {_CHECK}") from error
     # A cut-off JPEG decodes to a picture with a grey rest; it lacks the end-of-image marker. Only the tail counts:
     # a thumbnail near the start has such a marker, too, and what may follow the image's own is short.
     whole = b"\xff\xd9" in data[-_TAIL_BYTES:].tobytes()
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if whole else None
+    image = None
+    with suppress(cv2.error):  # more pixels than OpenCV takes
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if whole else None
     if image is None:
         raise UserError(f"{file}: the image is damaged or no JPEG; {_CHECK}")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), dtype=np.uint8)
@@ -195,14 +196,15 @@ def read_mask(file: Path) -> UInt8Array:
         UserError: the file is missing or damaged, or holds colours instead of indices.
     """
     try:
-        with Image.open(file) as png:
-            if png.mode not in ("P", "L"):
-                raise UserError(f"{file}: the mask is stored as {png.mode} colours; store class indices (mode P or L)")
-            return np.array(png, dtype=np.uint8)
+        with open_file(file) as opened, Image.open(opened) as png:
+            mode, mask = png.mode, np.array(png, dtype=np.uint8)
     except FileNotFoundError as error:
-        raise UserError(f"{file}: cannot read the mask ({error.strerror}); {_CHECK}") from error
-    except (OSError, SyntaxError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"{file}: the mask is damaged ({error}); {_CHECK}") from error
+        raise UserError(f"{file}: cannot read the mask ({reason(error)}); {_CHECK}") from error
+    except Exception as error:  # whatever PIL trips over
+        raise UserError(f"{file}: the mask is damaged ({reason(error)}); {_CHECK}") from error
+    if mode not in ("P", "L"):
+        raise UserError(f"{file}: the mask is stored as {mode} colours; store class indices (mode P or L)")
+    return mask
 
 
 _CHECK = "`segmod-train data.verify=true` with your other options lists all bad files"
@@ -239,13 +241,16 @@ def download_voc(root: Path, year: int) -> None:
         return
     from torchvision.datasets import VOCSegmentation as Download  # takes seconds to import, rarely needed
 
-    root.mkdir(parents=True, exist_ok=True)
-    require_space(root, _DOWNLOAD_BYTES)
+    with writing(root / "VOCdevkit"):
+        require_space(root, _DOWNLOAD_BYTES)
     try:
-        Download(str(root), year=str(year), image_set="trainval", download=True)
-    except (OSError, RuntimeError) as error:
+        with unpacking(_DOWNLOAD_BYTES):
+            Download(str(root), year=str(year), image_set="trainval", download=True)
+    except (OSError, RuntimeError, tarfile.TarError) as error:
+        for folder in _candidates(root, year):  # what is half unpacked would pass for the whole
+            shutil.rmtree(folder / "ImageSets" / "Segmentation", ignore_errors=True)
         raise UserError(
-            f"{root}: the download of PASCAL VOC {year} failed ({error}); "
+            f"{root}: the download of PASCAL VOC {year} failed ({reason(error)}); "
             "try again, or unpack its trainval archive there"
         ) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import pkgutil
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -25,6 +26,28 @@ def require(condition: bool, message: str) -> None:
     """Raise a `UserError` unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, for a line that says what to do about it: at most 100 characters of the message.
+
+    Torch's word on files that hold code is left out: it would have the reader run that code.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds more than plain values"
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = [" ".join(line.split()) for line in told.splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+    line = f"no {line}" if isinstance(error, KeyError) else line
+    return line if len(line) <= 100 else f"{line[:97]}..."
+
+
+def behind(error: BaseException) -> OSError | None:
+    """What the system said, where an error, or one that caused it, is of the system; else None."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def whole(value: object, least: int) -> bool:

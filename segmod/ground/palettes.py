@@ -47,5 +47,13 @@ class Legend(NamedTuple):
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Self:
-        """What `as_plain` gave."""
-        return cls(plain["data"], tuple(plain["classes"]), np.array(plain["palette"], dtype=np.uint8))
+        """What `as_plain` gave.
+
+        Raises:
+            Exception: It is something else.
+        """
+        palette = np.array(plain["palette"], dtype=np.uint8)
+        names = [plain["data"], *plain["classes"]]
+        if palette.shape != (256, 3) or len(names) < 3 or not all(isinstance(name, str) for name in names):
+            raise ValueError("no names and 256 colours")
+        return cls(plain["data"], tuple(plain["classes"]), palette)

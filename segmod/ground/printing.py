@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segmod.ground.files import replace_text
+from segmod.ground.errors import UserError, reason
+from segmod.ground.files import read_text, replace_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +51,28 @@ def write_csv(path: Path, lines: Sequence[Sequence[Any]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(lines)
     replace_text(path, text.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read lines by the names in the header, as `write_csv` wrote them; none where there is no file.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        header, *lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        if any(len(line) != len(header) for line in lines):
+            raise ValueError("not all its lines are whole")
+        return [dict(zip(header, line, strict=True)) for line in lines]
+    except (OSError, ValueError, csv.Error) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """The line for a file that something else has written into."""
+    return UserError(f"{path}: is damaged ({reason(error)}): restore it, or delete it to go on without it")
 
 
 def short_path(path: Path) -> Path:

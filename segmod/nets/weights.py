@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, reason
 from segmod.ground.palettes import Legend
 
 log = logging.getLogger(__name__)
@@ -83,10 +83,9 @@ def _read(weights: str, family: type[WeightsEnum] | None) -> dict[str, Tensor]:
         try:
             return dict(member.get_state_dict(progress=True, check_hash=True, weights_only=True))
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # a URLError is an OSError
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f"{_KEY}={weights} could not be downloaded ({reason}): fetch {member.url} elsewhere and give the file, "
-                f"{_KEY}=/path/to/{Path(member.url).name}, or start from random values, {_KEY}=null"
+                f"{_KEY}={weights} could not be downloaded ({reason(error)}): fetch {member.url} elsewhere and give "
+                f"the file, {_KEY}=/path/to/{Path(member.url).name}, or start from random values, {_KEY}=null"
             ) from error
     if not Path(weights).expanduser().is_file():
         raise UserError(f"{_KEY}={weights} is neither a file nor weights of this backbone: give {_choices(family)}")
@@ -192,7 +191,10 @@ def read_legend(path: str | Path) -> Legend | None:
     """
     content = _load(path, "checkpoint")
     plain = content.get("legend") if isinstance(content, Mapping) else None
-    return None if plain is None else Legend.from_plain(plain)
+    try:
+        return None if plain is None else Legend.from_plain(plain)
+    except Exception as error:  # whatever stands there instead
+        raise UserError(f"checkpoint {path}: its classes are damaged ({reason(error)}): give another file") from error
 
 
 def _load(path: str | Path, what: str) -> Any:
@@ -202,10 +204,9 @@ def _load(path: str | Path, what: str) -> Any:
         raise UserError(f"{what} {path} does not exist: check the path")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+    except Exception as error:  # whatever a damaged file can cause
         raise UserError(
-            f"{what} {path} cannot be read as weights, it may be cut short: give another file ({reason})"
+            f"{what} {path} cannot be read as weights, it may be cut short: give another file ({reason(error)})"
         ) from error
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
-from segmod.ground.files import replace_text
+from segmod.ground.files import replace_text, writing
 from segmod.ground.printing import short_path
 from segmod.runs.folders import Run
 from segmod.runs.keys import settings
@@ -87,10 +87,11 @@ def _held(folder: Path) -> Iterator[None]:
     tells other machines of it, so a file that another machine has left there is taken at its word.
 
     Raises:
-        UserError: Another process holds it; names its number and its machine.
+        UserError: Another process holds it; names its number and its machine. Or nothing may be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
+    with writing(path):
+        path.open("a").close()
     here = socket.gethostname()
     while True:
         with path.open("a+") as file:

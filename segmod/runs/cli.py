@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 import os
 import re
@@ -21,7 +22,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segmod.ground.errors import UserError, cut
+from segmod.ground.errors import UserError, cut, reason
+from segmod.ground.files import FULL, UnwritableError
 from segmod.runs.folders import register_resolvers
 from segmod.runs.hydra_private import let_errors_through
 from segmod.runs.keys import readable
@@ -174,6 +176,8 @@ def _report(error: BaseException, config_name: str) -> int:
         line = explain(error, config_name)
     elif type(error).__name__ == "MisconfigurationException":  # lightning's, not imported here
         line = f"trainer: {error}"
+    elif isinstance(error, OSError) and (error.errno in FULL or error.errno == errno.EROFS):
+        line = str(UnwritableError(error.errno, reason(error), error.filename or "a file"))
     elif isinstance(error, OSError) and error.filename:
         line = f"{error.filename}: {error.strerror}"
     elif isinstance(error, ValueError) and str(error).startswith("Config group override must be"):

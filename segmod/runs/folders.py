@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segmod.ground.errors import UserError, require, whole
+from segmod.ground.errors import UserError, reason, require, whole
+from segmod.ground.files import read_text
 from segmod.ground.names import require_name
 from segmod.runs.keys import readable
 from segmod.runs.stored import followed, read
@@ -67,20 +68,26 @@ class Run:
         return self.directory / "metrics.json"
 
     def result(self) -> dict[str, Any] | None:
-        """The stored metrics of a finished run, else None."""
+        """The stored metrics of a finished run, else None.
+
+        Raises:
+            UserError: The file is damaged.
+        """
         if not self.metrics_file.is_file():
             return None
         try:
-            result: dict[str, Any] = json.loads(self.metrics_file.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self.metrics_file} ({error}): delete it and run again") from None
+            result: dict[str, Any] = json.loads(read_text(self.metrics_file))
+            if not all(value is None or isinstance(value, int | float) for value in dict(result["metrics"]).values()):
+                raise ValueError("its metrics are no numbers")
+        except Exception as error:  # whatever a damaged file can cause
+            raise UserError(f"cannot read {self.metrics_file} ({reason(error)}): delete it and run again") from error
         return result
 
     def stored(self) -> dict[str, Any]:
         """The stored config as it stands there, see `segmod.runs.stored`; its ``run_dir`` is where it lies now.
 
         Raises:
-            UserError: The directory holds no run.
+            UserError: The directory holds no run, or the config is damaged.
         """
         if not self.config_file.is_file():
             raise UserError(

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig
 
-from segmod.ground.files import replace_text
+from segmod.ground.errors import UserError, reason
+from segmod.ground.files import read_text, replace_text
+from segmod.ground.printing import damaged, read_csv
 from segmod.metrics import summarise
 from segmod.runs.environment import git_commit, hardware, peak_memory, versions
 from segmod.runs.keys import digest
 
 if TYPE_CHECKING:
     from segmod.training.module import SegmentationModule
-import csv
 import logging
 from dataclasses import dataclass, replace
 from statistics import mean
@@ -128,14 +129,15 @@ def _all_below(root: Path, name: str, read: Callable[[Path], Content], what: str
         try:
             content = read(path)
         except Exception as error:  # whatever a foreign file can cause
-            log.warning("segmod: warning: %s is left out: no %s (%s)", path, what, str(error).split("\n")[0])
+            why = error if isinstance(error, UserError) else reason(error)
+            log.warning("segmod: warning: %s is left out: no %s (%s)", path, what, why)
         else:
             yield content
 
 
 def read_score(path: Path) -> Score:
     """Read one metrics.json, the config of its run and the run's curves."""
-    contents = json.loads(path.read_text())
+    contents = json.loads(read_text(path))
     evaluation = path.parent.name if path.parent.parent.name == "evaluation" else ""
     directory = path.parents[2] if evaluation else path.parent
     cfg = runs.Run(directory).config()
@@ -183,7 +185,7 @@ def collect_benchmarks(root: Path) -> list[Benchmark]:
 
 def read_benchmark(path: Path) -> Benchmark:
     """Read one benchmark.json."""
-    contents = json.loads(path.read_text())
+    contents = json.loads(read_text(path))
     settings, hardware = contents["settings"], contents["hardware"]
     gpu = str(settings["device"]).startswith("cuda") and hardware["gpus"]
     return Benchmark(
@@ -226,14 +228,21 @@ def with_costs(scores: Sequence[Score], benchmarks: Sequence[Benchmark], wanted:
 
 
 def over_epochs(path: Path) -> dict[str, float]:
-    """Mean and maximum of each validation metric over the epochs of a run; nothing where it has no curves."""
-    rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
-    last = max((float(row["epoch"]) for row in rows if row.get("train/loss")), default=-1.0)
+    """Mean and maximum of each validation metric over the epochs of a run; nothing where it has no curves.
+
+    Raises:
+        UserError: The curves are damaged.
+    """
     found: dict[str, list[float]] = {}
-    for row in rows:
-        if float(row["epoch"] or 0) <= last:  # after it the chosen checkpoint is scored again: no further epoch
-            for key, value in row.items():
-                if value and key.startswith("val/"):
-                    found.setdefault(key.removeprefix("val/"), []).append(float(value))
+    try:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in read_csv(path)]
+        last = max((row["epoch"] for row in rows if "train/loss" in row), default=-1.0)
+        for row in rows:
+            if row.get("epoch", 0) <= last:  # after it the chosen checkpoint is scored again: no further epoch
+                for key, value in row.items():
+                    if key.startswith("val/"):
+                        found.setdefault(key.removeprefix("val/"), []).append(value)
+    except (KeyError, ValueError) as error:
+        raise damaged(path, error) from error
     means = {f"mean_over_epochs/{key}": mean(values) for key, values in found.items()}
     return means | {f"max_over_epochs/{key}": max(values) for key, values in found.items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -20,6 +19,7 @@ from segmod.ground.errors import UserError
 from segmod.ground.names import require_name
 from segmod.runs.folders import Run, find_members, find_run
 from segmod.runs.instantiate import BuildError, instantiate
+from segmod.runs.prediction import Prediction
 from segmod.runs.stored import for_scoring, frozen, settled
 from segmod.runs.trust import Trust
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from segmod.data.base import Split
     from segmod.ground.palettes import Legend
-    from segmod.ground.types import Batch, FloatArray, Predictor, UInt8Array
+    from segmod.ground.types import Batch, Predictor, UInt8Array
     from segmod.inference.ensemble import TrainedPredictor
     from segmod.training.datamodule import SegmentationDataModule
     from segmod.training.module import SegmentationModule
@@ -110,7 +110,14 @@ class TrainedRun:
             if value is not None:
                 OmegaConf.update(changes, name, value)
         trusted = Trust.of(trust, {**asked, "data": frozen(changes)})
-        raw = frozen(found.stored()) if trusted.is_full else found.stored()
+        raw = found.stored()
+        for needed in ("name", "checkpoint", "data.val_split", "model.net._target_"):
+            node: Any = raw
+            for part in needed.split("."):
+                node = node.get(part) if isinstance(node, dict) else None
+            if node is None:
+                raise UserError(f"{found.config_file}: {needed} is missing: restore it, or train the run again")
+        raw = frozen(raw) if trusted.is_full else raw
         raw = for_scoring(raw, asked, frozen(changes))
         find_members(raw.get("inference"), "inference", str(runs), found.directory.name)
         config = settled(raw, found.config_file)
@@ -297,7 +304,7 @@ class TrainedRun:
             max_side: A larger image is scored at this many pixels on its longer side; None scores any at its own size.
 
         Returns:
-            Labels and probabilities at the size of the image; a notebook shows them as an overlay.
+            Labels and probabilities, for pixels of the image; a notebook shows them as an overlay.
 
         Raises:
             UserError: An array of another kind.
@@ -305,52 +312,19 @@ class TrainedRun:
         import torch
 
         from segmod.data.pictures import read_picture
-        from segmod.ground.types import IGNORE_INDEX, labels_of
+        from segmod.ground.types import IGNORE_INDEX
         from segmod.nets.ops import resize
 
         picture = read_picture(image)
         height, width = picture.shape[:2]
         factor = min(1.0, max_side / max(height, width)) if max_side is not None else 1.0
-        seen = torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device).float()
-        seen = resize(seen, (max(1, round(factor * height)), max(1, round(factor * width))), antialias=True)
+        seen = torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device)
+        if factor < 1:  # one colour at a time, for floats take four times the memory
+            size = max(1, round(factor * height)), max(1, round(factor * width))
+            seen = torch.cat([resize(seen[:, c : c + 1].float(), size, antialias=True) for c in range(3)], dim=1)
         mask = torch.full((1, *seen.shape[-2:]), IGNORE_INDEX, dtype=torch.uint8, device=self.device)
-        batch: Batch = {"image": seen, "mask": mask, "name": [""], "index": torch.zeros(1, dtype=torch.int64)}
-        scores = resize(self.scores(batch), (height, width))
-        labels = labels_of(scores)[0].to(torch.uint8)
-        return Prediction(picture, labels.numpy(), scores[0].numpy(), self.legend)
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a run says of an image.
-
-    Attributes:
-        image: uint8 (H, W, 3), RGB.
-        labels: uint8 (H, W), the most probable class of each pixel.
-        probabilities: float32 (K, H, W).
-        legend: Names and colours of the labels.
-    """
-
-    image: UInt8Array
-    labels: UInt8Array
-    probabilities: FloatArray
-    legend: Legend
-
-    def overlay(self) -> UInt8Array:
-        """The labels' colours over the image, uint8 (H, W, 3) RGB."""
-        from segmod import viz
-
-        return viz.overlay(self.image, self.labels, self.legend.palette)
-
-    def _repr_png_(self) -> bytes:
-        """The overlay, as a notebook shows it."""
-        from io import BytesIO
-
-        from PIL import Image
-
-        file = BytesIO()
-        Image.fromarray(self.overlay()).save(file, "png")
-        return file.getvalue()
+        batch: Batch = {"image": seen.float(), "mask": mask, "name": [""], "index": torch.zeros(1, dtype=torch.int64)}
+        return Prediction(picture, self.scores(batch)[0], self.legend)
 
 
 def member(run: str, root: str = "runs") -> TrainedPredictor:

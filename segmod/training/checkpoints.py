@@ -15,8 +15,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from segmod.ground.errors import UserError
-from segmod.ground.files import remove_parts, replacing
+from segmod.ground.errors import UserError, reason
+from segmod.ground.files import open_file, remove_parts, replacing
 from segmod.ground.types import Amount, Text
 from segmod.training.lightning_private import (
     add_hooks,
@@ -43,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             raise UserError(
-                f"cannot write checkpoint {path} ({error}): free some disk space, then run again"
+                f"cannot write checkpoint {path} ({reason(error)}): free some disk space, then run again"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -53,12 +53,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: The file is damaged.
         """
         try:
-            return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
+            with open_file(path):
+                content = torch.load(path, map_location or (lambda storage, _: storage), weights_only=True)
+            return dict(content)
         except FileNotFoundError:
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"cannot read checkpoint {path} ({reason}): delete it or set overwrite=true") from error
+            raise UserError(
+                f"cannot read checkpoint {path} ({reason(error)}): delete it or set overwrite=true"
+            ) from error
 
 
 class Stopped(BaseException):

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from segmod.ground.errors import require_names
+from segmod.ground.errors import UserError, reason, require_names
 
 TESTED = ">=2.6,<2.7"
 _LAUNCHERS = (
@@ -28,6 +28,7 @@ NAMES = (
     "lightning.pytorch.loops._TrainingEpochLoop._should_accumulate",
     "lightning.pytorch.loops._TrainingEpochLoop._should_check_val_fx",
     "lightning.pytorch.loops._TrainingEpochLoop.on_advance_end",
+    "lightning.pytorch.Trainer._checkpoint_connector",
     "lightning.pytorch.Trainer._signal_connector",
     "lightning.pytorch.callbacks.RichProgressBar._get_train_description",  # `segmod.training.progress` has its own
     "lightning.pytorch.loggers.WandbLogger._experiment",  # the W&B run that the logger's own methods log to
@@ -65,6 +66,27 @@ def _end_advance(trainer: Any, loop: Any, hook: str, *args: Any) -> None:
     for callback in trainer.callbacks:
         if hasattr(callback, hook):
             getattr(callback, hook)(trainer, trainer.lightning_module)
+
+
+def name_checkpoint(trainer: L.Trainer) -> None:
+    """Name the checkpoint in a line where what it holds does not fit the training, or is no state of one."""
+    connector = trainer._checkpoint_connector
+    for step in ("_restore_modules_and_callbacks", "restore_training_state"):
+        setattr(connector, step, partial(_restore, connector, getattr(connector, step)))
+
+
+def _restore(connector: Any, step: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    try:
+        step(*args, **kwargs)
+        for part in ("loops", "callbacks", "optimizer_states", "lr_schedulers") if connector._ckpt_path else ():
+            connector._loaded_checkpoint[part]  # Lightning goes on without some of them, and not where it was
+    except Exception as error:
+        if isinstance(error, UserError) or connector._ckpt_path is None:
+            raise
+        raise UserError(
+            f"cannot go on from checkpoint {connector._ckpt_path} ({reason(error)}): it is damaged or of another net; "
+            "delete it or set overwrite=true"
+        ) from error
 
 
 def resume_by_epochs(trainer: L.Trainer) -> None:

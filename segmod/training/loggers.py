@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardL
 from lightning.pytorch.loggers import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from segmod.ground.errors import UserError
-from segmod.ground.printing import write_csv
+from segmod.ground.errors import UserError, behind, reason
+from segmod.ground.printing import damaged, read_csv, write_csv
 from segmod.training.lightning_private import wandb_arguments
 
 
@@ -57,7 +57,12 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: ``.hydra/config.yaml`` beside the file is the record."""
+        """Read what lies there, so that a damaged file is told before any step; ``.hydra/config.yaml`` is the record.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        _ = self._before
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -68,9 +73,7 @@ class CSVLogger(Logger):
             step: Optimiser steps taken so far; null adds to the newest row.
         """
         if self._rows is None:
-            self._rows = {}
-            if step is not None and self._path.exists():
-                self._rows = _rows_before(self._path, step)
+            self._rows = {number: row for number, row in self._before.items() if step is not None and number < step}
         step = step if step is not None else max(self._rows, default=0)
         self._rows.setdefault(step, {"step": step}).update({key: float(value) for key, value in metrics.items()})
         self._unsaved += 1
@@ -93,11 +96,14 @@ class CSVLogger(Logger):
         """Write what is left, however the run ended."""
         self.save()
 
-
-def _rows_before(path: Path, step: int) -> dict[int, dict[str, Any]]:
-    with path.open(newline="") as file:
-        rows = {int(row["step"]): {key: value for key, value in row.items() if value} for row in csv.DictReader(file)}
-    return {number: row for number, row in rows.items() if number < step}
+    @cached_property
+    def _before(self) -> dict[int, dict[str, Any]]:
+        """Rows of an earlier process by their step."""
+        rows = read_csv(self._path)
+        try:
+            return {int(row["step"]): {key: value for key, value in row.items() if value} for row in rows}
+        except (KeyError, ValueError) as error:
+            raise damaged(self._path, error) from error
 
 
 class WandbLogger(LightningWandbLogger):
@@ -145,11 +151,11 @@ class WandbLogger(LightningWandbLogger):
                 raise PermissionError("nobody is logged in; `wandb login` does it")
             run = wandb.init(**arguments)
         except Exception as error:
-            _warn(f"{_first_line(error)}: recording offline, `wandb sync` uploads it later")
+            _warn(f"W&B: {reason(error)}: recording offline, `wandb sync` uploads it later")
             try:
                 run = wandb.init(**{**arguments, "mode": "offline"})
             except Exception as second_error:
-                _warn(f"{_first_line(second_error)}: this run goes on without W&B")
+                _warn(f"W&B: {reason(second_error)}: this run goes on without W&B")
                 run = wandb.init(mode="disabled")
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -158,16 +164,16 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log metrics; a failure is a warning."""
-        attempt(lambda: super(WandbLogger, self).log_metrics(metrics, step))
+        attempt("W&B", lambda: super(WandbLogger, self).log_metrics(metrics, step))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """Log the config; a failure is a warning."""
-        attempt(lambda: super(WandbLogger, self).log_hyperparams(params))
+        attempt("W&B", lambda: super(WandbLogger, self).log_hyperparams(params))
 
 
 class TensorBoardLogger(LightningTensorBoardLogger):
-    """TensorBoard's files in ``<save_dir>/tensorboard``.
+    """TensorBoard's files in ``<save_dir>/tensorboard``; once they cannot be written, a warning and no more of them.
 
     Args:
         save_dir: Directory of the run.
@@ -179,22 +185,55 @@ class TensorBoardLogger(LightningTensorBoardLogger):
     def __init__(self, save_dir: str) -> None:
         try:
             super().__init__(save_dir, name="tensorboard", version="", default_hp_metric=False)
+            self._writes = True
         except ModuleNotFoundError as error:
             raise UserError("logger=tensorboard: TensorBoard is not here; pip install tensorboard") from error
 
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Write something, unless that has failed before, for what has failed may hang the next time."""
+        self._writes = self._writes and attempt("TensorBoard", action)
 
-def attempt(action: Callable[[], object]) -> None:
-    """Do something with W&B; where it fails, warn and go on."""
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log metrics."""
+        self.attempt(lambda: super(TensorBoardLogger, self).log_metrics(metrics, step))
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Log the config."""
+        self.attempt(lambda: super(TensorBoardLogger, self).log_hyperparams(*args, **kwargs))
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what is left."""
+        self.attempt(super().save)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left, and close the files."""
+        self.attempt(lambda: super(TensorBoardLogger, self).finalize(status))
+
+
+def attempt(what: str, action: Callable[[], object]) -> bool:
+    """Do something that a run can do without; where it fails, warn and go on.
+
+    Args:
+        what: What is then missing, such as ``W&B``.
+        action: What to do.
+
+    Returns:
+        Whether it was done.
+    """
     try:
         action()
     except Exception as error:
-        _warn(f"{type(error).__name__}: {_first_line(error)}")
+        cause = behind(error)
+        told = cause.strerror if cause else None
+        _warn(f"{what}: {told or f'{type(error).__name__}: {reason(error)}'}")
+        return False
+    return True
 
 
 def _warn(message: str) -> None:
     # One text in one place: Python shows a repeated warning once.
-    warnings.warn(f"W&B: {message}", stacklevel=2)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    warnings.warn(message, stacklevel=2)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
 
 from segmod import viz
 from segmod.ground.types import IGNORE_INDEX, Amount, Batch, Text, picture_of
+from segmod.training.loggers import TensorBoardLogger, attempt
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class PredictionPictures(L.Callback):
     """Draws image, truth and prediction of the first validation images, as PNG files and into TensorBoard.
 
     The files are overwritten by each validation; the one at the end of a run leaves the pictures of the weights that
-    metrics.json scores. `WandbPanels` sends the same images to W&B, with masks that can be switched on and off.
+    metrics.json scores. Those that cannot be written are a warning, for they are not worth a run. `WandbPanels` sends
+    the same images to W&B, with masks that can be switched on and off.
 
     Args:
         directory: Where the pictures go.
@@ -72,8 +74,13 @@ class PredictionPictures(L.Callback):
         for example in examples(outputs, batch, self.count):
             _, classes, palette = trainer.datamodule.legend  # type: ignore[attr-defined]
             picture = viz.panel(example.image, example.truth, example.prediction, classes, palette)
-            viz.save_png(picture, self.directory / f"{example.index:03d}_{Path(example.name).name}.png")
+            path = self.directory / f"{example.index:03d}_{Path(example.name).name}.png"
+            attempt(f"pictures in {self.directory}", partial(viz.save_png, picture, path))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     tag = f"pictures/{example.index:03d}_{example.name}"
-                    logger.experiment.add_image(tag, picture, trainer.global_step, dataformats="HWC")
+                    logger.attempt(partial(_add_image, logger, tag, picture, trainer.global_step))
+
+
+def _add_image(logger: TensorBoardLogger, tag: str, picture: NDArray[np.uint8], step: int) -> None:
+    logger.experiment.add_image(tag, picture, step, dataformats="HWC")

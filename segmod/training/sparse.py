@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from segmod.data.order import ResumableLoader, TrainingOrder, prepare_worker
 from segmod.ground.errors import UserError
-from segmod.ground.files import replacing
+from segmod.ground.files import open_file, replacing
 from segmod.ground.palettes import Legend
 from segmod.ground.types import IGNORE_INDEX, Amount, Batch, Count, Sample
 from segmod.training.module import SegmentationModule
@@ -244,12 +243,14 @@ def draw_points(mask: Tensor, points_per_class: int, seed: Sequence[int]) -> tup
 def _read(path: Path, drawn_as: dict[str, int]) -> Points | None:
     """Points of a file, if it is whole and they were drawn as these would be."""
     try:
-        content = torch.load(path, weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+        with open_file(path):
+            content = torch.load(path, weights_only=True)
+        whole = content.pop("drawn_as") == drawn_as and content.keys() == Points.__annotations__.keys()
+        count = len(content["label"])
+        shaped = [part.ndim == (1 if name == "label" else 2) and len(part) == count for name, part in content.items()]
+    except Exception:  # whatever a damaged file can cause
         return None
-    if content.pop("drawn_as", None) != drawn_as:
-        return None
-    return cast(Points, content)
+    return cast(Points, content) if whole and all(shaped) else None
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -36,7 +36,8 @@ class WandbPanels(L.Callback):
         """Record the machine."""
         logger = _logger(trainer)
         if logger is not None:
-            attempt(lambda: logger.experiment.config.update({"system": system_facts(trainer)}, allow_val_change=True))
+            facts = {"system": system_facts(trainer)}
+            attempt("W&B", lambda: logger.experiment.config.update(facts, allow_val_change=True))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the pictures of the last validation."""
@@ -54,7 +55,7 @@ class WandbPanels(L.Callback):
         logger = _logger(trainer)
         if logger is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
             step = trainer.global_step
-            attempt(lambda: logger.log_metrics(self._panels(trainer, pl_module), step))
+            attempt("W&B", lambda: logger.log_metrics(self._panels(trainer, pl_module), step))
 
     def _panels(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         classes: tuple[str, ...] = trainer.datamodule.legend.classes  # type: ignore[attr-defined]

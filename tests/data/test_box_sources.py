@@ -1,11 +1,15 @@
 """Sources that store nothing: sliding windows, the truth, and the files of another tool."""
 
 import json
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segmod.data.proposals import BoxFiles, GridBoxes, TruthBoxes, tidy
 from segmod.ground.errors import UserError
@@ -133,6 +137,108 @@ def test_files_that_hold_no_boxes(tmp_path: Path, name: str, content: str, messa
     with pytest.raises(UserError, match=message) as caught:
         BoxFiles(tmp_path)("a", IMAGE)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("numbers", [[[1 + 2j] * 4], [["1"] * 4], [[True] * 4], [[None] * 4], [[1e39] * 4]])
+def test_what_are_no_numbers_are_no_boxes(tmp_path: Path, numbers: Any) -> None:
+    np.savez(tmp_path / "a.npz", boxes=np.array(numbers))
+    with pytest.raises(UserError, match=r"a\.npz: (must hold boxes of 4 or 5 finite numbers|cannot read boxes)"):
+        BoxFiles(tmp_path)("a", IMAGE)
+
+
+def claiming(shape: str, data: bytes = b"") -> bytes:
+    """A .npy whose header says how many float64 follow."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".json", ".txt"])
+def test_files_larger_than_boxes_are_refused_before_they_take_memory(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npz":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # 2 MB of them took 11 GB
+            archive.writestr("boxes.npy", claiming("(3000000, 5)", bytes(120_000_000)))
+        assert path.stat().st_size < 200_000
+    elif suffix == ".npy":
+        path.write_bytes(claiming("(1000000000000, 5)"))
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**30)  # takes no room on the disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=rf"a\{suffix}: cannot read boxes from it \(.*too many to be boxes\)"):
+            BoxFiles(tmp_path)("a", IMAGE)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.npy", claiming("(2, 5)", bytes(79))),
+        ("a.npy", claiming("(-2, 5)")),
+        ("a.npy", claiming("(2, 5").replace(b"}", b")")),
+        ("a.npz", claiming("(1, 4)", bytes(32))),
+        ("a.json", b"[" * 100_000),
+        ("a.json", b'{"scores": []}'),
+        ("a.json", b"[[1, 2, 3, " + b"9" * 5000 + b"]]"),
+        ("a.txt", "1 2 3 4".encode("utf-16")),
+        ("a.txt", b"1 2 3 4\n\xff"),
+    ],
+)
+def test_damaged_files_are_one_short_line(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as caught:
+        BoxFiles(tmp_path)("a", IMAGE)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 300
+
+
+def test_packed_files_of_odd_kinds_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, boxes=np.zeros((1, 4)))
+    whole = path.read_bytes()
+    entry = whole.index(b"PK\x01\x02")  # of the table at the end
+    for place, value, message in ((entry + 8, 1, "encrypted"), (entry + 10, 99, "compression"), (entry + 16, 7, "CRC")):
+        path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=rf"a\.npz: cannot read boxes from it \(.*{message}"):
+            BoxFiles(tmp_path)("a", IMAGE)
+
+
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(
+    suffix=st.sampled_from([".npz", ".npy", ".json", ".csv"]),
+    place=st.floats(0, 1, exclude_max=True),
+    flip=st.integers(0, 255),
+    content=st.none() | st.binary(max_size=200),
+)
+def test_any_bytes_are_boxes_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory,
+    read_or_line: Any,
+    suffix: str,
+    place: float,
+    flip: int,
+    content: bytes | None,
+) -> None:
+    """Any bytes at all, or a file cut off (``flip`` 0) or with some bits of a byte flipped."""
+    folder = tmp_path_factory.mktemp("boxes")
+    path = folder / f"a{suffix}"
+    if suffix == ".npz":
+        np.savez_compressed(path, boxes=np.array(SCORED))
+    elif suffix == ".npy":
+        np.save(path, SCORED)
+    else:
+        path.write_text(json.dumps(SCORED) if suffix == ".json" else "x1,y1,x2,y2\n0,0,50,50\n10,20,30,40\n")
+    whole = path.read_bytes()
+    at = int(place * len(whole))
+    flipped = whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :]
+    path.write_bytes(content if content is not None else flipped if flip else whole[:at])
+    boxes = read_or_line(path, BoxFiles(folder), "a", IMAGE)
+    if boxes is not None:
+        assert (boxes.dtype, boxes.shape[1:]) == (np.float32, (5,))
+        assert np.isfinite(boxes).all()
+        np.testing.assert_array_equal(tidy(boxes, *IMAGE.shape[:2]), boxes)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class Counting(StoredProposals):
 
 @pytest.fixture
 def image() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 255, (12, 10, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 255, (48, 50, 3), dtype=np.uint8)
 
 
 def test_boxes_are_found_once(tmp_path: Path, image: np.ndarray) -> None:
@@ -66,7 +66,7 @@ def test_another_image_of_the_same_name_is_found_anew(tmp_path: Path, image: np.
     changed[0, 0, 0] ^= 1
     np.testing.assert_array_equal(source("a", changed), BOXES + 1)
     # the same bytes in another shape have the same checksum
-    np.testing.assert_array_equal(source("a", changed.reshape(10, 12, 3)), BOXES + 2)
+    np.testing.assert_array_equal(source("a", changed.reshape(50, 48, 3)), BOXES + 2)
     assert source.asked == 3
 
 
@@ -82,6 +82,38 @@ def test_a_damaged_file_is_found_anew(tmp_path: Path, image: np.ndarray, how: st
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"boxes"}[how])
     np.testing.assert_array_equal(source("a", image), BOXES + 1)
     np.testing.assert_array_equal(Counting(tmp_path)("a", image), BOXES + 1)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        BOXES.astype(np.float64),
+        BOXES.astype(np.complex64),
+        np.where(BOXES == 40, np.float32(np.nan), BOXES),
+        np.where(BOXES == 40, np.float32(49), BOXES),  # the image is 50 x 48 pixels
+        np.where(BOXES == 1, np.float32(-1), BOXES),
+        BOXES[:, [2, 1, 0, 3, 4]],
+        np.where(BOXES == 0.5, np.float32(np.inf), BOXES),
+        np.broadcast_to(np.float32(0), (10**6, 5)),
+    ],
+)
+def test_boxes_that_no_source_finds_are_found_anew(tmp_path: Path, image: np.ndarray, boxes: np.ndarray) -> None:
+    source = Counting(tmp_path)
+    source("a", image)
+    with np.load(source.path("a")) as stored:
+        facts = {name: stored[name] for name in ("size", "crc32")}
+    np.savez_compressed(source.path("a"), boxes=boxes, **facts)
+    np.testing.assert_array_equal(source("a", image), BOXES + 1)
+
+
+@pytest.mark.parametrize("byte", [6, 8])  # flags and method of the first entry
+def test_an_odd_entry_is_found_anew(tmp_path: Path, image: np.ndarray, byte: int) -> None:
+    source = Counting(tmp_path)
+    source("a", image)
+    data = bytearray(source.path("a").read_bytes())
+    data[data.index(b"PK\x01\x02") + 2 + byte] ^= 1
+    source.path("a").write_bytes(data)
+    np.testing.assert_array_equal(source("a", image), BOXES + 1)
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path, image: np.ndarray) -> None:

@@ -1,5 +1,10 @@
+import hashlib
+import io
 import os
 import re
+import struct
+import tarfile
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -7,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
@@ -293,6 +300,84 @@ def test_download_leaves_a_tree_alone_and_a_failure_is_one_line(voc, tmp_path, m
         download_voc(root, 2012)
     with pytest.raises(UserError, match=r"download of PASCAL VOC 2012 failed \(<urlopen error"):
         download_voc(tmp_path / "elsewhere", 2012)
+
+
+def archive_of(*members: tuple[str, dict[str, object]]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, settings in members:
+            member = tarfile.TarInfo(name)
+            for key, value in settings.items():
+                setattr(member, key, value)
+            tar.addfile(member, io.BytesIO(bytes(member.size)))
+    return content.getvalue()
+
+
+LISTS = ("VOCdevkit/VOC2012/ImageSets/Segmentation/trainval.txt", {"size": 3})
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (("../../victim", {"size": 3}), "which is outside"),
+        (("VOCdevkit/out", {"type": tarfile.SYMTYPE, "linkname": "/etc"}), "absolute path"),
+        (("VOCdevkit/out", {"type": tarfile.SYMTYPE, "linkname": "../../.."}), "outside the destination"),
+        (("VOCdevkit/pipe", {"type": tarfile.FIFOTYPE}), "special file"),
+        (("VOCdevkit/much", {"size": 2000}), "come out of it"),
+    ],
+)
+def test_an_archive_stays_in_its_folder(tmp_path, monkeypatch, member, message):
+    import torchvision.datasets.voc as torchvision_voc
+
+    content = archive_of(LISTS, member)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "VOC.tar").write_bytes(content)  # so nothing is fetched, if the checksum is right
+    source = {"url": "https://nowhere.invalid/VOC.tar", "filename": "VOC.tar", "base_dir": "VOCdevkit/VOC2012"}
+    monkeypatch.setitem(torchvision_voc.DATASET_YEAR_DICT, "2012", {**source, "md5": hashlib.md5(content).hexdigest()})
+    monkeypatch.setattr("segmod.data.voc._DOWNLOAD_BYTES", 1000)
+    with pytest.raises(UserError, match=rf"data: the download of PASCAL VOC 2012 failed \(.*{message}") as caught:
+        download_voc(tmp_path / "data", 2012)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("victim"))
+    assert not list(tmp_path.rglob("Segmentation"))  # half a tree would pass for a whole one the next time
+    assert tarfile.TarFile.extraction_filter is None
+
+
+@pytest.mark.parametrize("what", ["JPEGImages/{}.jpg", "SegmentationClass/{}.png", "ImageSets/Segmentation/train.txt"])
+def test_a_pipe_is_no_file(voc, what):
+    dataset = PascalVOC(voc)
+    name = first_id(voc)
+    file = voc / what.format(name)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=file.name):
+        dataset.read("train", name)
+
+
+def test_pictures_that_unpack_to_gigabytes_are_refused(tmp_path):
+    Image.new("L", (16, 16)).save(tmp_path / "image.jpg")
+    data = bytearray((tmp_path / "image.jpg").read_bytes())
+    size = data.index(b"\xff\xc0") + 5  # height and width
+    data[size : size + 4] = b"\xfd\xe8\xfd\xe8"  # 65000 x 65000
+    (tmp_path / "image.jpg").write_bytes(data)
+    with pytest.raises(UserError, match=r"image\.jpg: the image is damaged"):
+        read_image(tmp_path / "image.jpg")
+    header = struct.pack(">IIBBBBB", 65000, 65000, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    png = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    with pytest.raises(UserError, match=r"mask\.png: the mask is damaged \(Image size"):
+        read_mask(tmp_path / "mask.png")
+
+
+@settings(derandomize=True, max_examples=50, deadline=None)
+@given(content=st.binary(max_size=60) | st.text(max_size=30).map(str.encode))
+def test_any_bytes_are_a_list_or_one_line(tmp_path_factory, read_or_line, content):
+    folder = tmp_path_factory.mktemp("lists") / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    folder.mkdir(parents=True)
+    (folder / "train.txt").write_bytes(content)
+    names = read_or_line(folder / "train.txt", PascalVOC(folder.parents[3]).names, "train")
+    assert names is None or names == list(dict.fromkeys(content.decode("utf-8-sig").split()))
 
 
 def test_a_full_disk_is_seen_before_the_download(tmp_path):

@@ -1,9 +1,12 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from segmod.ground.errors import UserError
-from segmod.nets.weights import load_net, read_weights
+from segmod.ground.palettes import VOC_PALETTE, Legend
+from segmod.nets.weights import load_net, read_legend, read_weights
 
 
 class Net(nn.Module):
@@ -116,3 +119,35 @@ def test_code_in_a_file_is_not_run(tmp_path):
     with pytest.raises(UserError, match="cannot be read as weights"):
         load_net(Net(), tmp_path / "trap.ckpt")
     assert not (tmp_path / "ran").exists()
+    with pytest.raises(UserError) as caught:
+        read_weights(tmp_path / "trap.ckpt", "checkpoint")
+    assert "weights_only" not in str(caught.value)  # torch would have the file run with False
+    assert "trust" not in str(caught.value)
+
+
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(0, 255), content=st.none() | st.binary(max_size=100))
+def test_any_bytes_are_weights_or_one_line(tmp_path_factory, read_or_line, place, flip, content):
+    path = tmp_path_factory.getbasetemp() / "any.ckpt"
+    legend = Legend("VOC2012", ("background", "cat"))
+    torch.save({"state_dict": {"net.weight": torch.ones(3)}, "legend": legend.as_plain()}, path)
+    whole = path.read_bytes()
+    at = int(place * len(whole))
+    flipped = whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :]
+    path.write_bytes(content if content is not None else flipped if flip else whole[:at])
+    read_or_line(path, read_weights, path, "checkpoint")
+    read_or_line(path, read_legend, path)
+
+
+@pytest.mark.parametrize(
+    "legend",
+    [
+        [1], {}, {"data": "x", "classes": ["a", "b"], "palette": [[0, 0, 0]]},
+        {"data": 3, "classes": ["a", "b"], "palette": VOC_PALETTE.tolist()},
+        {"data": "x", "classes": ["a", 7], "palette": VOC_PALETTE.tolist()},
+    ],
+)  # fmt: skip
+def test_classes_that_are_none(tmp_path, legend):
+    torch.save({"state_dict": {}, "legend": legend}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt: its classes are damaged"):
+        read_legend(tmp_path / "a.ckpt")

@@ -15,7 +15,10 @@ from PIL import Image
 import segmod
 from segmod.data.synthetic import write_voc_tree
 from segmod.ground.errors import UserError
+from segmod.ground.palettes import VOC_CLASSES, Legend
 from segmod.inference.multiscale import MultiScalePredictor
+from segmod.measure import PeakMemory
+from segmod.runs.prediction import Prediction
 from segmod.runs.trained import TrainedRun
 
 SHORT = (
@@ -89,6 +92,16 @@ def test_predicts_what_the_command_predicts_and_needs_no_data(
         np.testing.assert_array_equal(found.overlay(), overlay)
     assert found._repr_png_().startswith(b"\x89PNG")
     assert not np.array_equal(run.predict(PHOTO).probabilities, found.probabilities)  # scored at its own size
+
+
+def test_labels_of_a_large_image_need_no_volume_of_probabilities() -> None:
+    side, classes = 2000, 21
+    scores = torch.rand(classes, 40, 40)
+    found = Prediction(np.zeros((side, side, 3), np.uint8), scores, Legend("VOC2012", VOC_CLASSES))
+    peak = PeakMemory(torch.device("cpu"))
+    labels = found.labels
+    assert peak.read()["memory_bytes"] < 30 * side**2  # all classes take 84 bytes a pixel
+    np.testing.assert_array_equal(labels, found.probabilities.argmax(0))
 
 
 @pytest.mark.parametrize("wrong", [PHOTO.astype(np.float32), PHOTO[..., 0], np.zeros((3, 4, 5), np.uint8)])

@@ -1,12 +1,17 @@
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
 
 from segmod.ground.errors import UserError
+from segmod.ground.printing import write_csv
+from segmod.runs.records import over_epochs
 from segmod.training.loggers import CSVLogger, TensorBoardLogger
 
 Train = Callable[..., L.Trainer]
@@ -55,6 +60,59 @@ def test_a_training_leaves_its_curves(tmp_path: Path, train: Train) -> None:
     rows = read(tmp_path / "run" / "metrics.csv")
     assert [step for step, row in rows.items() if row["train/loss"]] == [0, 1, 2, 3]
     assert [step for step, row in rows.items() if row["val/miou"]] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"step,epoch\n1,0.0\n2",  # the last line is not whole
+        b"step,epoch\n1,0.0,7\n",
+        b"epoch\n0.0\n",
+        b"step,epoch\nx,0.0\n",
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_damaged_curves_are_told_before_any_step(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.csv: is damaged \(.*\): restore it, or delete it"):
+        CSVLogger(str(tmp_path)).log_hyperparams({})
+    assert path.read_bytes() == content
+
+
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(0, 255), content=st.none() | st.binary(max_size=100))
+def test_any_bytes_are_curves_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, read_or_line: Any, place: float, flip: int, content: bytes | None
+) -> None:
+    """Any bytes at all, or a file cut off (``flip`` 0) or with some bits of a byte flipped."""
+    path = tmp_path_factory.getbasetemp() / "curves" / "metrics.csv"
+    write_csv(path, [["step", "epoch", "train/loss", "val/miou"], [1, 0.0, 2.5, ""], [2, 0.0, "", 0.25]])
+    whole = path.read_bytes()
+    at = int(place * len(whole))
+    flipped = whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :]
+    path.write_bytes(content if content is not None else flipped if flip else whole[:at])
+    read_or_line(path, CSVLogger(str(path.parent)).log_hyperparams, {})
+    means = read_or_line(path, over_epochs, path)
+    assert means is None or all(isinstance(value, float) for value in means.values())
+
+
+def test_a_full_disk_ends_tensorboard_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    calls = []
+
+    def full(*_: object) -> None:
+        calls.append(1)
+        raise OSError(28, "No space left on device")
+
+    logger = TensorBoardLogger(str(tmp_path))
+    monkeypatch.setattr(type(logger.experiment), "add_scalar", full)
+    with pytest.warns(UserWarning, match="TensorBoard: No space left on device"):
+        logger.log_metrics({"train/loss": 1.0}, 1)
+    logger.log_metrics({"train/loss": 1.0}, 2)
+    logger.finalize("success")
+    assert len(calls) == 1
 
 
 def test_missing_tensorboard_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,3 +59,14 @@ def test_pictures_reach_tensorboard(tmp_path: Path, train: Train) -> None:
 def test_none_are_drawn_when_none_are_asked_for(tmp_path: Path, train: Train) -> None:
     train(False, [PredictionPictures(str(tmp_path / "pictures"), count=0)], max_epochs=1)
     assert not (tmp_path / "pictures").exists()
+
+
+def test_pictures_that_cannot_be_written_are_one_warning(tmp_path: Path, train: Train) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "pictures"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")  # as a user sees them: a text from one place once
+        trainer = train(False, [PredictionPictures(str(folder), count=3)])
+    assert trainer.global_step == 4
+    told = [str(warning.message) for warning in caught if "pictures" in str(warning.message)]
+    assert told == [f"pictures in {folder}: Not a directory"]
