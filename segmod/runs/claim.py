@@ -103,10 +103,10 @@ def _held(folder: Path) -> Iterator[None]:
                 raise UserError(f"{holder}: if it is no more, delete {path} and run again")
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 continue  # who held it has just removed it
-            file.truncate(0)
-            file.write(f"{here} {os.getpid()}")
-            file.flush()
             try:
+                file.truncate(0)
+                file.write(f"{here} {os.getpid()}")
+                file.flush()
                 yield
             finally:
                 path.unlink(missing_ok=True)

@@ -92,9 +92,10 @@ def child_command(local_rank: int) -> tuple[Sequence[str], str]:
 
 def prepare_lightning() -> None:
     """Make Lightning start further ranks with `child_command`, and keep its remarks for real warnings."""
-    from segmod.training.lightning_private import start_ranks_by
+    from segmod.training.lightning_private import leave_signals_alone, start_ranks_by
 
     start_ranks_by(child_command)
+    leave_signals_alone()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from segmod.ground.errors import UserError
 from segmod.ground.files import remove_parts, replacing
+from segmod.ground.signals import SIGNALS, Stopped
 from segmod.training.lightning_private import (
     add_hooks,
     epoch_ends,
     finish_resuming,
-    forget_sigterm,
     half_accumulated,
     resume_by_epochs,
     validation_follows,
@@ -57,14 +57,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"cannot read checkpoint {path} ({reason}): delete it or set overwrite=true") from error
-
-
-class Stopped(BaseException):
-    """A signal asked the run to stop, and its state is saved as far as it can be."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
 
 
 class Checkpoints(L.Callback):
@@ -214,7 +206,7 @@ class Checkpoints(L.Callback):
 
 
 class StopOnSignal(L.Callback):
-    """On SIGTERM, SIGUSR1 (SLURM preemption) or Ctrl-C: finish the optimiser step, save, leave.
+    """On SIGTERM, SIGUSR1 (SLURM preemption), SIGHUP or Ctrl-C: finish the optimiser step, save, leave.
 
     Where a validation follows or runs it leaves at once: the ``last.ckpt`` from before it stands. A second Ctrl-C
     leaves at once, too. With several ranks a signal to any of them stops all at the same step, and one that comes
@@ -232,18 +224,16 @@ class StopOnSignal(L.Callback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals over from Lightning, which would not wait for the end of the step."""
+        """Take the signals over from the command, which would not wait for the end of the step."""
         self._step = trainer.global_step
-        if trainer.received_sigterm:  # while the run was being set up
-            self._signum = signal.SIGTERM
-            forget_sigterm(trainer)
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-                self._before[signum] = signal.signal(signum, self._note)
+            for signum in SIGNALS:
+                if signal.getsignal(signum) != signal.SIG_IGN:
+                    self._before[signum] = signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._signum == signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Stopped(signum)
         self._signum = signum
 
     def _asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> int:
@@ -310,7 +300,7 @@ class StopOnSignal(L.Callback):
                 raise Stopped(signum)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the signals back, before Lightning does the same for the handlers it had replaced itself.
+        """Give the signals back.
 
         Raises:
             Stopped: A signal has come in the meantime.
