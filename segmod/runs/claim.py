@@ -109,8 +109,13 @@ def _held(folder: Path) -> Iterator[None]:
                 file.flush()
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                release(folder)
             return
+
+
+def release(folder: Path) -> None:
+    """Give a folder back that this process holds."""
+    (folder / ".lock").unlink(missing_ok=True)
 
 
 def clear(run: Run) -> None:

@@ -209,8 +209,8 @@ class StopOnSignal(L.Callback):
     """On SIGTERM, SIGUSR1 (SLURM preemption), SIGHUP or Ctrl-C: finish the optimiser step, save, leave.
 
     Where a validation follows or runs it leaves at once: the ``last.ckpt`` from before it stands. A second Ctrl-C
-    leaves at once, too. With several ranks a signal to any of them stops all at the same step, and one that comes
-    during a validation stops them after it.
+    leaves at once, too. With several ranks a signal to any of them stops all at the same step, the next one that is
+    logged or the last one of the epoch, and one that comes during a validation stops them after it.
 
     Args:
         checkpoints: Writes the state.
@@ -246,7 +246,7 @@ class StopOnSignal(L.Callback):
         return int(signum)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Ask all ranks at the end of an optimiser step.
+        """Ask all ranks at the end of an optimiser step, several of them each ``log_every_n_steps``.
 
         Raises:
             Stopped: A signal has come, and a validation would follow.
@@ -254,6 +254,8 @@ class StopOnSignal(L.Callback):
         if trainer.global_step == self._step:
             return  # between two accumulated batches
         self._step = trainer.global_step
+        if trainer.world_size > 1 and self._step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
         self._leaving = self._asked(trainer, pl_module)
         if self._leaving and validation_follows(trainer):
             raise Stopped(self._leaving)

@@ -20,7 +20,11 @@ _LAUNCHERS = (
 )
 _SIGNALS = "lightning.pytorch.trainer.connectors.signal_connector._SignalConnector"
 NAMES = (
-    *(f"{launcher}._hydra_subprocess_cmd" for launcher in _LAUNCHERS),
+    *(
+        f"{launcher}.{name}"
+        for launcher in _LAUNCHERS
+        for name in ("_hydra_subprocess_cmd", "_launch_process_observer")
+    ),
     "lightning.pytorch.loops._Loop._restarting",
     "lightning.pytorch.loops._FitLoop._data_fetcher",
     "lightning.pytorch.loops._FitLoop._iteration_based_training",
@@ -41,11 +45,14 @@ require_names("lightning", TESTED, NAMES)
 def start_ranks_by(command: Callable[[int], tuple[Sequence[str], str]]) -> None:
     """Start the further processes of a multi-device run by another command than ``sys.argv`` once more.
 
+    They are watched by `segmod.runs.ranks`: Lightning would kill all without a word where one fails.
+
     Args:
         command: Maps a local rank to the words of a command and its working directory.
     """
     for launcher in _LAUNCHERS:
         setattr(import_module(launcher), "_hydra_subprocess_cmd", command)  # noqa: B010 (no attribute mypy knows)
+        setattr(import_module(launcher), "_launch_process_observer", lambda processes: None)  # noqa: B010
 
 
 def leave_signals_alone() -> None:
