@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _GRACE_SECONDS = 30
@@ -25,8 +27,8 @@ class Stopped(BaseException):
 def stoppable(command: str) -> Iterator[None]:
     """Raise `Stopped` where a signal comes; one that is ignored, as ``nohup`` has it, stays so.
 
-    The same signal again ends the process at once. So does the first after a while, for Python drops what is raised
-    where nobody can catch it, in a destructor or a callback.
+    The same signal again ends the process at once, and so does the first after a while. Where nobody can catch what is
+    raised, in a destructor or a callback, it is raised once more.
 
     Args:
         command: Its name, such as ``train``, for the line that is then told.
@@ -47,17 +49,29 @@ def stoppable(command: str) -> Iterator[None]:
             leave(signum)
         if not first:
             first = signum
-            timer.start()
+            if not timer.is_alive():
+                timer.start()
             raise Stopped(signum)
 
+    def raise_again(lost: Any) -> None:
+        nonlocal first
+        if not isinstance(lost.exc_value, Stopped):
+            tell_lost(lost)
+            return
+        first = 0
+        threading.Timer(0.05, os.kill, (process, lost.exc_value.signum)).start()
+
+    tell_lost = sys.unraisablehook
     in_main = threading.current_thread() is threading.main_thread()
     before = {signum: signal.getsignal(signum) for signum in SIGNALS if in_main}
     before = {signum: handler for signum, handler in before.items() if handler != signal.SIG_IGN}
     try:
+        sys.unraisablehook = raise_again
         for signum in before:
             signal.signal(signum, heed)
         yield
     finally:
+        sys.unraisablehook = tell_lost
         for signum, handler in before.items():
             signal.signal(signum, handler)
         timer.cancel()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,24 @@ def test_handlers_are_given_back() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
     assert stop.value.signum == signal.SIGUSR1
     assert [signal.getsignal(signum) for signum in SIGNALS] == before
+
+
+def test_what_a_destructor_swallows_is_raised_again(capfd: Any) -> None:
+    class Swallower:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = sys.unraisablehook
+
+    def work() -> None:
+        with stoppable("train"):
+            Swallower()
+            time.sleep(10)
+
+    with pytest.raises(Stopped):
+        work()
+    assert sys.unraisablehook is before
+    assert capfd.readouterr().err == ""
 
 
 def test_the_same_signal_again_and_one_that_is_lost_end_the_process() -> None:
