@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -25,6 +26,8 @@ from segmod.training.lightning_private import (
     resume_by_epochs,
     validation_follows,
 )
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -122,10 +125,19 @@ class Checkpoints(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the metrics that plateau schedules and early stopping may ask for before the next validation."""
         checkpoint["callback_metrics"] = dict(trainer.callback_metrics)
+        checkpoint["ranks"] = trainer.world_size
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take them out again."""
         self._metrics = checkpoint.get("callback_metrics", {})
+        before, now = checkpoint.get("ranks", trainer.world_size), trainer.world_size
+        if before != now and trainer.state.fn == "fit" and trainer.is_global_zero:
+            log.warning(
+                "%d processes go on where %d left off: each step sees the same images, but the loss is the mean "
+                "over the pixels of each process, so the result is not that of an undisturbed run to the last bit",
+                now,
+                before,
+            )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin anew; a checkpoint may then say otherwise."""
