@@ -89,7 +89,7 @@ class _Watch:
             time.sleep(TICK)
         self._over.set()
         if last:
-            self._end_children()
+            self._end_children(patience=5)
 
     # -- signs of life -----------------------------------------------------------------------------------------------
 
@@ -153,6 +153,8 @@ class _Watch:
                     return f"{name} does not answer: it is suspended{where}"
             if code and code < 0:
                 return f"{name} died of signal {-code} ({signal.Signals(-code).name}){where}"
+            if code and code > 128:
+                return f"{name} was stopped by signal {code - 128}{where}"
             if code and not any(there["last"] for there in self._seen):
                 lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
                 reason = next((line for line in lines[::-1] if line.startswith("segmod: ")), "nothing told")
@@ -172,8 +174,10 @@ class _Watch:
             stop = verdict.partition("was stopped by signal ")[2]
             os._exit(128 + int(stop.partition(";")[0]) if stop else 1)
 
-    def _end_children(self) -> None:
+    def _end_children(self, patience: float = 0) -> None:
         for child in getattr(self._launcher, "procs", ()):
+            with suppress(OSError, subprocess.TimeoutExpired):
+                child.wait(patience)
             with suppress(OSError):
                 child.kill()
 
