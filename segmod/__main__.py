@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-from segmod.runs.cli import entry
+from segmod.ground.signals import Stopped, stoppable, tell_stop
+
+
+def entry(name: str) -> Callable[[], None]:
+    """The entry point of a command, see `segmod.runs.cli.run`; signals are heeded before Hydra is imported."""
+
+    def main() -> None:
+        try:
+            with stoppable(name):
+                from segmod.runs.cli import run
+
+                code = run(name)
+        except Stopped as stop:
+            code = tell_stop(stop.signum, name)
+        if code:
+            sys.exit(code)
+
+    return main
+
 
 train = entry("train")
 evaluate = entry("evaluate")

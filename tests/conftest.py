@@ -31,7 +31,9 @@ Command = Callable[..., int]
 @pytest.fixture(autouse=True)
 def signal_handlers_are_given_back() -> Iterator[None]:
     """A test that leaves a handler behind would hide a signal from the tests after it."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    }
     yield
     after = {number: signal.getsignal(number) for number in before}
     for number, handler in before.items():

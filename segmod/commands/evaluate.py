@@ -22,6 +22,7 @@ from segmod.metrics import mean_iou, present_classes, summarise
 from segmod.runs import cli
 from segmod.runs.instantiate import instantiate
 from segmod.runs.launch import is_leader, prepare_lightning
+from segmod.runs.ranks import watched
 from segmod.runs.records import metrics_of, record
 from segmod.runs.trained import TrainedRun
 from segmod.training.datamodule import SegmentationDataModule
@@ -116,8 +117,9 @@ def validate(cfg: DictConfig, run: TrainedRun, directory: Path, submission: Subm
     if cfg.trainer.enable_progress_bar:
         callbacks.append(RichProgressBar())
     trainer = instantiate(cfg, "trainer", callbacks=callbacks, logger=False, enable_checkpointing=False)
-    trainer.validate(run.module, datamodule=run.datamodule, verbose=False)
-    trainer.strategy.barrier()
+    with watched(trainer, run.directory / "evaluation"):  # where ranks above 0 print
+        trainer.validate(run.module, datamodule=run.datamodule, verbose=False)
+        trainer.strategy.barrier()
     return trainer
 
 

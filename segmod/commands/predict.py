@@ -17,6 +17,7 @@ from rich.progress import track
 from segmod import viz
 from segmod.ground.errors import UserError, reason
 from segmod.ground.files import UnwritableError, require_writable, writing
+from segmod.ground.memory import give_freed_memory_back, keep_few_shapes
 from segmod.ground.printing import short_path
 from segmod.runs.prediction import Prediction
 from segmod.runs.trained import TrainedRun, choose_device
@@ -45,11 +46,14 @@ def main(cfg: DictConfig) -> None:
         proposals=cfg.get("proposals"),
         trust=cfg.trust,
     ).to(device)
+    keep_few_shapes()
     run.load()  # before the first image, whose failure would be taken for that image's own
 
     console = Console(stderr=True, highlight=False)
     failed = []
-    for path, name in track(list(zip(images, names, strict=True)), "Predicting", console=console):
+    for number, (path, name) in enumerate(track(list(zip(images, names, strict=True)), "Predicting", console=console)):
+        if number % 8 == 7:  # images of differing sizes leave gaps
+            give_freed_memory_back()
         try:
             write(output, name, run.predict(path, cfg.max_side), cfg.probabilities)
         except UnwritableError:  # nor could the others' results be

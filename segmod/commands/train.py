@@ -22,6 +22,7 @@ from segmod.runs.claim import claim, clear, own_run
 from segmod.runs.folders import Run, predecessor
 from segmod.runs.instantiate import instantiate, settle_classes
 from segmod.runs.launch import is_leader, prepare_lightning
+from segmod.runs.ranks import watched
 from segmod.runs.records import metrics_of, record
 from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal, monitors_are_logged
 from segmod.training.datamodule import SegmentationDataModule
@@ -69,7 +70,8 @@ def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:
         module.predictor = DensePredictor()  # a crop is scored as it is; `inference` is for whole images
     trainer, checkpoints = make_trainer(cfg)
     check_disk(run.directory, module)
-    with claim(run, cfg) as is_new:  # now that all is built, and before further ranks look at the folder
+    # now that all is built, and before further ranks look at the folder
+    with claim(run, cfg) as is_new, watched(trainer, run.directory):
         try:
             train_net(cfg, run, module, datamodule, trainer, checkpoints)
         except UserError:  # of the data, which are opened now

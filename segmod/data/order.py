@@ -124,7 +124,7 @@ def prepare_worker(worker: int) -> None:
     was told to terminate does so after a while.
     """
     keep_freed_memory()
-    for signum in (signal.SIGINT, signal.SIGUSR1):
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
 

@@ -108,13 +108,13 @@ def _held(folder: Path) -> Iterator[None]:
                 raise UserError(f"{holder}: if it is no more, delete {short_path(path)} and run again")
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 continue  # who held it has just removed it
-            file.truncate(0)
-            file.write(f"{here} {os.getpid()}")
-            file.flush()
             try:
+                file.truncate(0)
+                file.write(f"{here} {os.getpid()}")
+                file.flush()
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                release(folder)
             return
 
 
@@ -127,6 +127,11 @@ def refuse_links(run: Run) -> None:
     for path in (run.directory, *(run.directory / name for name in _WRITTEN)):
         if path.is_symlink():
             raise UserError(f"overwrite=true: {short_path(path)} is a link, to {path.readlink()}: remove it yourself")
+
+
+def release(folder: Path) -> None:
+    """Give a folder back that this process holds."""
+    (folder / ".lock").unlink(missing_ok=True)
 
 
 def clear(run: Run) -> None:

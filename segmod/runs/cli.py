@@ -10,7 +10,6 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -24,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segmod.ground.errors import UserError, cut, reason
 from segmod.ground.files import FULL, UnwritableError
+from segmod.ground.signals import Stopped, tell_stop
 from segmod.runs.folders import register_resolvers
 from segmod.runs.hydra_private import let_errors_through
 from segmod.runs.keys import readable
@@ -37,42 +37,39 @@ CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 log = logging.getLogger("segmod")
 
 
-def entry(name: str) -> Callable[[], None]:
-    """The entry point of a command: Hydra composes ``conf/<name>.yaml``, ``segmod.commands.<name>.main`` does the job.
+def run(name: str) -> int:
+    """Run a command: Hydra composes ``conf/<name>.yaml``, ``segmod.commands.<name>.main`` does the job.
 
     The module of the command is imported once its config is composed, so ``--help`` needs no torch. Where it has a
     function ``after``, that is called with what the jobs returned, once all of a sweep are done.
 
-    Exit codes: 0 done; 1 a user's mistake, told in one line on stderr; 2 usage; 128 + n stopped by signal n, saved.
     A traceback is printed for what is not the user's mistake alone; SEGMOD_TRACEBACK=1 prints it always.
+
+    Returns:
+        The exit code: 0 done; 1 a user's mistake, told in one line on stderr; 2 usage; 128 + n stopped by signal n.
     """
-
-    def main() -> None:
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-        register_resolvers()
-        returned: list[Any] = []
-        job = partial(_run_job, name, returned)
-        job.__module__ = f"segmod.commands.{name}"  # after which Hydra names the job and its log
-        try:
-            prepare_process()
-            if os.getcwd() not in sys.path:
-                sys.path.append(os.getcwd())  # where data, nets and losses of one's own lie
-            if not is_leader():
-                sys.argv.append("hydra/job_logging=none")
-            let_errors_through()
-            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
-            after = getattr(sys.modules.get(f"segmod.commands.{name}"), "after", None)
-            if after is not None and returned:
-                after(returned)
-            code = 0
-        except BaseException as error:
-            code = _report(error, name)
-        if _reader_left() and code == 0:
-            code = 128 + signal.SIGPIPE
-        if code:
-            sys.exit(code)
-
-    return main
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    register_resolvers()
+    returned: list[Any] = []
+    job = partial(_run_job, name, returned)
+    job.__module__ = f"segmod.commands.{name}"  # after which Hydra names the job and its log
+    try:
+        prepare_process()
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # where data, nets and losses of one's own lie
+        if not is_leader():
+            sys.argv.append("hydra/job_logging=none")
+        let_errors_through()
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
+        after = getattr(sys.modules.get(f"segmod.commands.{name}"), "after", None)
+        if after is not None and returned:
+            after(returned)
+        code = 0
+    except BaseException as error:
+        code = _report(error, name)
+    if _reader_left() and code == 0:
+        code = 128 + signal.SIGPIPE
+    return code
 
 
 def _reader_left(text: str = "") -> bool:
@@ -159,11 +156,10 @@ def search_path() -> list[Path]:
 
 def _report(error: BaseException, config_name: str) -> int:
     """Tell an error to the user; returns the exit code."""
-    if signum := _signal_of(error):
-        how_on = "; the same command goes on" if config_name in ("train", "proposals") else ""
-        how_on += " from the last checkpoint" if config_name == "train" else ""
-        sys.stderr.write(f"segmod: stopped by signal {signum}{how_on}\n")
-        return 128 + signum
+    while not isinstance(error, Stopped) and isinstance(error.__context__, Stopped):
+        error = error.__context__  # what its cleaning up has led to
+    if isinstance(error, Stopped):
+        return tell_stop(error.signum, config_name)
     if isinstance(error, BrokenPipeError) and _reader_left("\n"):
         return 128 + signal.SIGPIPE
     if isinstance(error, SystemExit):
@@ -201,17 +197,6 @@ def one_line(text: str) -> str:
     """A message as the terminal has it, at most 280 characters, so that its line has less than 300."""
     shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))  # of a file that is anybody's
     return cut(shown, 280)
-
-
-def _signal_of(error: BaseException) -> int:
-    """The signal behind an exception of ours or of Lightning's, else 0; by name, for lightning is slow to import."""
-    if type(error).__name__ == "SIGTERMException":
-        return int(signal.SIGTERM)
-    # Lightning turns Ctrl-C into sys.exit(1)
-    cause = error.__context__ if isinstance(error, SystemExit) else error
-    if isinstance(cause, KeyboardInterrupt):
-        return int(signal.SIGINT)
-    return int(getattr(error, "signum", 0))
 
 
 def explain(error: BaseException, config_name: str) -> str:

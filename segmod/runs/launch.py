@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,10 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from segmod.ground.errors import UserError, require
 from segmod.ground.memory import keep_freed_memory
 
+TICK = 1.0  # seconds between two looks at other processes
+LEADER = "SEGMOD_LEADER"  # number of the process that starts the other ranks of its machine
+
 # What the launcher, seed_everything and the W&B logger leave behind; the next job of a sweep must not find it.
 _JOB_VARIABLES = (
     "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", "PL_SEED_WORKERS",
-    "WANDB_DATA_DIR", "WANDB_CACHE_DIR",
+    "WANDB_DATA_DIR", "WANDB_CACHE_DIR", LEADER,
 )  # fmt: skip
 
 
@@ -81,9 +85,11 @@ def job_environment(cfg: DictConfig) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _JOB_VARIABLES}
     if not is_leader():
         _print_to_file(Path(cfg.run_dir))
+    left = _follow_leader()
     try:
         yield
     finally:
+        left.set()
         if "wandb" in sys.modules:
             import wandb
 
@@ -104,12 +110,37 @@ def job_environment(cfg: DictConfig) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def rank_log(run_dir: Path, rank: int | str) -> Path:
+    """Where a rank above 0 prints."""
+    return run_dir / f"rank{rank}.log"
+
+
 def _print_to_file(run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
-    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID")
-    file = (run_dir / f"rank{rank}.log").open("a", buffering=1)
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_PROCID") or ""
+    file = rank_log(run_dir, rank).open("a", buffering=1)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
+
+
+def _follow_leader() -> threading.Event:
+    """End this process if the rank that has started it is no more; until the event is set."""
+    leader, left = int(os.environ.get(LEADER) or os.getppid()), threading.Event()
+
+    def follow() -> None:
+        while not left.wait(TICK):
+            if os.getppid() != leader:
+                tell(f"rank 0 (pid {leader}), which started this rank, died")
+                os._exit(1)
+
+    if LEADER in os.environ:
+        threading.Thread(target=follow, daemon=True, name="leader").start()
+    return left
+
+
+def tell(line: str) -> None:
+    """Print the line that a process ends with, below what else stands on the terminal."""
+    print("\n" * sys.stderr.isatty() + f"segmod: error: {line}", file=sys.stderr, flush=True)
 
 
 def child_command(local_rank: int) -> tuple[Sequence[str], str]:
@@ -135,9 +166,12 @@ def child_command(local_rank: int) -> tuple[Sequence[str], str]:
 
 def prepare_lightning() -> None:
     """Make Lightning start further ranks with `child_command`, and keep its remarks for real warnings."""
-    from segmod.training.lightning_private import start_ranks_by
+    from segmod.training.lightning_private import leave_signals_alone, start_ranks_by
 
+    if "LOCAL_RANK" not in os.environ:
+        os.environ[LEADER] = str(os.getpid())
     start_ranks_by(child_command)
+    leave_signals_alone()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 import threading
@@ -17,16 +18,18 @@ from torch import Tensor
 
 from segmod.ground.errors import UserError, reason
 from segmod.ground.files import open_file, remove_parts, replacing
+from segmod.ground.signals import SIGNALS, Stopped
 from segmod.ground.types import Amount, Text
 from segmod.training.lightning_private import (
     add_hooks,
     epoch_ends,
     finish_resuming,
-    forget_sigterm,
     half_accumulated,
     resume_by_epochs,
     validation_follows,
 )
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -62,14 +65,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise UserError(
                 f"cannot read checkpoint {path} ({reason(error)}): delete it or set overwrite=true"
             ) from error
-
-
-class Stopped(BaseException):
-    """A signal asked the run to stop, and its state is saved as far as it can be."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
 
 
 def monitors_are_logged(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -153,10 +148,19 @@ class Checkpoints(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the metrics that plateau schedules and early stopping may ask for before the next validation."""
         checkpoint["callback_metrics"] = dict(trainer.callback_metrics)
+        checkpoint["ranks"] = trainer.world_size
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take them out again."""
         self._metrics = checkpoint.get("callback_metrics", {})
+        before, now = checkpoint.get("ranks", trainer.world_size), trainer.world_size
+        if before != now and trainer.state.fn == "fit" and trainer.is_global_zero:
+            log.warning(
+                "%d processes go on where %d left off: each step sees the same images, but the loss is the mean "
+                "over the pixels of each process, so the result is not that of an undisturbed run to the last bit",
+                now,
+                before,
+            )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin anew; a checkpoint may then say otherwise."""
@@ -232,11 +236,11 @@ class Checkpoints(L.Callback):
 
 
 class StopOnSignal(L.Callback):
-    """On SIGTERM, SIGUSR1 (SLURM preemption) or Ctrl-C: finish the optimiser step, save, leave.
+    """On SIGTERM, SIGUSR1 (SLURM preemption), SIGHUP or Ctrl-C: finish the optimiser step, save, leave.
 
     Where a validation follows or runs it leaves at once: the ``last.ckpt`` from before it stands. A second Ctrl-C
-    leaves at once, too. With several ranks a signal to any of them stops all at the same step, and one that comes
-    during a validation stops them after it.
+    leaves at once, too. With several ranks a signal to any of them stops all at the same step, the next one that is
+    logged or the last one of the epoch, and one that comes during a validation stops them after it.
 
     Args:
         checkpoints: Writes the state.
@@ -250,18 +254,16 @@ class StopOnSignal(L.Callback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals over from Lightning, which would not wait for the end of the step."""
+        """Take the signals over from the command, which would not wait for the end of the step."""
         self._step = trainer.global_step
-        if trainer.received_sigterm:  # while the run was being set up
-            self._signum = signal.SIGTERM
-            forget_sigterm(trainer)
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-                self._before[signum] = signal.signal(signum, self._note)
+            for signum in SIGNALS:
+                if signal.getsignal(signum) != signal.SIG_IGN:
+                    self._before[signum] = signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._signum == signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Stopped(signum)
         self._signum = signum
 
     def _asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> int:
@@ -274,7 +276,7 @@ class StopOnSignal(L.Callback):
         return int(signum)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Ask all ranks at the end of an optimiser step.
+        """Ask all ranks at the end of an optimiser step, several of them each ``log_every_n_steps``.
 
         Raises:
             Stopped: A signal has come, and a validation would follow.
@@ -282,6 +284,8 @@ class StopOnSignal(L.Callback):
         if trainer.global_step == self._step:
             return  # between two accumulated batches
         self._step = trainer.global_step
+        if trainer.world_size > 1 and self._step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
         self._leaving = self._asked(trainer, pl_module)
         if self._leaving and validation_follows(trainer):
             raise Stopped(self._leaving)
@@ -328,7 +332,7 @@ class StopOnSignal(L.Callback):
                 raise Stopped(signum)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the signals back, before Lightning does the same for the handlers it had replaced itself.
+        """Give the signals back.
 
         Raises:
             Stopped: A signal has come in the meantime.

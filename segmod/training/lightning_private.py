@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import lightning as L
@@ -17,8 +18,13 @@ _LAUNCHERS = (
     "lightning.fabric.strategies.launchers.subprocess_script",
     "lightning.pytorch.strategies.launchers.subprocess_script",
 )
+_SIGNALS = "lightning.pytorch.trainer.connectors.signal_connector._SignalConnector"
 NAMES = (
-    *(f"{launcher}._hydra_subprocess_cmd" for launcher in _LAUNCHERS),
+    *(
+        f"{launcher}.{name}"
+        for launcher in _LAUNCHERS
+        for name in ("_hydra_subprocess_cmd", "_launch_process_observer")
+    ),
     "lightning.pytorch.loops._Loop._restarting",
     "lightning.pytorch.loops._FitLoop._data_fetcher",
     "lightning.pytorch.loops._FitLoop._iteration_based_training",
@@ -29,7 +35,7 @@ NAMES = (
     "lightning.pytorch.loops._TrainingEpochLoop._should_check_val_fx",
     "lightning.pytorch.loops._TrainingEpochLoop.on_advance_end",
     "lightning.pytorch.Trainer._checkpoint_connector",
-    "lightning.pytorch.Trainer._signal_connector",
+    f"{_SIGNALS}.register_signal_handlers",
     "lightning.pytorch.callbacks.RichProgressBar._get_train_description",  # `segmod.training.progress` has its own
     "lightning.pytorch.loggers.WandbLogger._experiment",  # the W&B run that the logger's own methods log to
     "lightning.pytorch.loggers.WandbLogger._wandb_init",
@@ -40,11 +46,22 @@ require_names("lightning", TESTED, NAMES)
 def start_ranks_by(command: Callable[[int], tuple[Sequence[str], str]]) -> None:
     """Start the further processes of a multi-device run by another command than ``sys.argv`` once more.
 
+    They are watched by `segmod.runs.ranks`: Lightning would kill all without a word where one fails.
+
     Args:
         command: Maps a local rank to the words of a command and its working directory.
     """
     for launcher in _LAUNCHERS:
         setattr(import_module(launcher), "_hydra_subprocess_cmd", command)  # noqa: B010 (no attribute mypy knows)
+        setattr(import_module(launcher), "_launch_process_observer", lambda processes: None)  # noqa: B010
+
+
+def leave_signals_alone() -> None:
+    """Let signals be heeded by `segmod.ground.signals` and `segmod.training.checkpoints.StopOnSignal` alone.
+
+    Lightning's own handler broadcasts to all ranks, which blocks, and goes on until a batch ends.
+    """
+    setattr(resolve_name(_SIGNALS), "register_signal_handlers", lambda connector: None)  # noqa: B010
 
 
 def add_hooks(trainer: L.Trainer) -> None:
@@ -123,11 +140,6 @@ def validation_follows(trainer: L.Trainer) -> bool:
 def epoch_ends(trainer: L.Trainer) -> bool:
     """Whether the training batch that has just ended is the last one of its epoch, or of the training."""
     return trainer.fit_loop.epoch_loop._is_training_done or trainer.should_stop
-
-
-def forget_sigterm(trainer: L.Trainer) -> None:
-    """Make the trainer go on after a SIGTERM that somebody else will heed."""
-    trainer._signal_connector.received_sigterm = False
 
 
 def wandb_arguments(logger: WandbLogger) -> dict[str, Any]:

@@ -119,7 +119,12 @@ class SegmentationModule(L.LightningModule):
             torch.cuda.manual_seed(seed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the labels mean, so that the net can be used where its data are not, and the losses so far."""
+        """Keep what the labels mean, so that the net can be used where its data are not, and the losses so far.
+
+        Raises:
+            UserError: A loss was not finite, and the weights are not worth keeping.
+        """
+        self._check_losses()
         legend = getattr(getattr(self.trainer, "datamodule", None), "legend", None)
         if legend is not None:
             checkpoint["legend"] = legend.as_plain()
@@ -131,22 +136,19 @@ class SegmentationModule(L.LightningModule):
             self._epoch_loss, self._epoch_batches = checkpoint["epoch_loss"].values()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step; a loss that is not finite stops the run before it spoils the weights.
+        """One step; a loss that is not finite stops the run: before it spoils the weights on a CPU, else soon after.
 
         Raises:
             UserError: The loss is NaN or infinite; names the step and the images of the batch.
         """
         loss = self.compute_loss(batch)
-        if not self._all_ranks_finite(loss.detach()):
-            raise UserError(
-                f"the loss is {float(loss.detach())} at step {self.global_step}, batch {list(batch.get('name', []))}: "
-                "lower model.optimizer.lr or look at these images; the last good checkpoint is kept"
-                + (" (of rank 0; other ranks tell theirs in rank*.log)" if self.trainer.world_size > 1 else "")
-            )
         self._epoch_loss += loss.detach()
         self._epoch_batches += 1
-        # `log` takes up to a millisecond
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        # `log` takes up to a millisecond, and looking at a number on a GPU waits for it
+        is_logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if is_logged or loss.device.type == "cpu":
+            self._check_losses(f", batch {list(batch.get('name', []))}")
+        if is_logged:
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=1)
         return loss
 
@@ -163,12 +165,18 @@ class SegmentationModule(L.LightningModule):
         """Log the mean loss of the epoch's batches, those of this rank."""
         self.log("train/loss_epoch", self._epoch_loss / max(1, self._epoch_batches), batch_size=1)
 
-    def _all_ranks_finite(self, loss: Tensor) -> bool:
-        """Whether no rank has a NaN or infinite loss: if one had to stop alone, the others would hang or be killed."""
-        bad = ~torch.isfinite(loss)
-        if self.trainer.world_size > 1:
-            bad = self.trainer.strategy.reduce(bad.float(), reduce_op="max")
-        return not bool(bad)
+    def _check_losses(self, where: str = "") -> None:
+        """Look at the losses of the epoch so far; one that is not finite leaves its mark on their sum.
+
+        Raises:
+            UserError: One was not.
+        """
+        total = float(self._epoch_loss)
+        if not math.isfinite(total):
+            raise UserError(
+                f"the loss is {total} at step {self.global_step}{where}: "
+                "lower model.optimizer.lr or look at these images; the last good checkpoint is kept"
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Count the pixels of one batch; returns its labels, int64 (B, H, W), for the callbacks."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,3 +252,33 @@ def test_boxes_of_a_photo_are_found_and_not_kept(
     np.testing.assert_allclose(scores.astype(np.float32).sum(0), 1, atol=0.01)
     assert np.abs(scores.astype(np.float32) - 1 / 21).max() > 0.01  # some box was scored
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_does_not_grow_with_the_number_of_images(segmod: Any, small: tuple[str, ...]) -> None:
+    assert segmod("train", *small, "trainer.max_epochs=1", "name=run") == 0
+    rng = np.random.default_rng(0)
+    Path("photos").mkdir()
+    for number in range(160):
+        height, width = rng.integers(150, 500, 2)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(f"photos/{number}.png")
+    code = """
+import sys
+from pathlib import Path
+from typing import Any
+from segmod.commands import predict
+from segmod.__main__ import COMMANDS
+resident = []
+write = predict.write
+def note(*args):
+    write(*args)
+    resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6)
+predict.write = note
+sys.argv = ["segmod-predict", "run=run", "input=photos", "output=out"]
+COMMANDS["predict"]()
+print(min(resident[40:56]), min(resident[-16:]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=500)
+    early, late = map(float, done.stdout.split())
+    assert late - early < 12, (early, late)

@@ -260,6 +260,42 @@ def test_a_stop_by_a_signal_changes_nothing(
     assert_equal_runs(the_run(Path("whole")), run)
 
 
+@pytest.mark.parametrize("other", [2, 1])
+def test_another_number_of_processes_goes_on_and_is_told(
+    other: int, segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    command = ("train", *small, "callbacks.checkpoints.every_n_steps=1")
+    with monkeypatch.context() as patch:
+        crash_at(patch, "on_train_batch_end", 6)
+        with pytest.raises(Crash):
+            segmod(*command)
+    last = the_run(Path("runs")) / "checkpoints" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    torch.save({**state, "ranks": other}, last)
+    assert segmod(*command) == 0
+    assert capfd.readouterr().err.count("1 processes go on where 2 left off: ") == (1 if other == 2 else 0)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_left_off(
+    segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *small, "callbacks.checkpoints.every_n_steps=1")
+    two = [sys.executable, "-m", "segmod", *command, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    assert segmod(*command, "runs=whole") == 0
+    with monkeypatch.context() as patch:
+        crash_at(patch, "on_train_batch_end", 6)
+        with pytest.raises(Crash):
+            segmod(*command, "runs=cut")
+    done = subprocess.run([*two, "runs=cut"], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 processes go on where 1 left off" in done.stderr
+    cut, whole = (the_run(Path(root)) for root in ("cut", "whole"))
+    assert saved(cut)["global_step"] == saved(whole)["global_step"]
+    steps = [[row.partition(",")[0] for row in (run / "metrics.csv").read_text().splitlines()] for run in (cut, whole)]
+    assert steps[0] == steps[1]
+
+
 def test_accumulated_gradients_survive(segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("train", *small, "trainer.accumulate_grad_batches=3", "callbacks.checkpoints.every_n_steps=1")
     assert segmod(*command, "runs=whole") == 0
