@@ -234,6 +234,9 @@ def test_time_and_memory_come_from_the_benchmark_of_the_same_net(tmp_path: Path)
     # ours 0.25 / 0.125, the paper's 0.05 / 0.05
     lines = layout(table.columns, found)[1:]
     assert [line[3:] for line in lines] == [["1.00", "1.00", "+0.00"], ["2.00", "1.00", "+1.00"]]
+    assert "segmod-benchmark" not in "\n".join(footnotes(found, "segmod-benchmark"))  # all are measured
+    unmeasured = filled(table, collect(tmp_path))
+    assert "- time and memory of flat, deep: `segmod-benchmark`" in "\n".join(footnotes(unmeasured, "segmod-benchmark"))
     assert "Time and memory of ours: x86_64 CPU, 1 threads (batch 3, size 64x64)" in "\n".join(footnotes(found))
 
 
