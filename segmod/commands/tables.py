@@ -53,7 +53,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def write(path: Path, table: Table, rows: Sequence[Row]) -> None:
-    """Write a table as .md, .csv, .tex and .png beside each other, and print it."""
+    """Write a table as .md, .csv, .tex and .png beside each other, and print it.
+
+    The chart is of the first column; a table of benchmarks has one of each.
+    """
     caption, columns = table.caption, table.columns
     lines = layout(columns, rows)
     notes = footnotes(rows, table.benchmark_command)
@@ -61,6 +64,8 @@ def write(path: Path, table: Table, rows: Sequence[Row]) -> None:
     replace_text(path.with_suffix(".tex"), latex(caption, lines, notes))
     write_records(path.with_suffix(".csv"), list(records(columns, rows)))
     draw(path.with_suffix(".png"), caption, columns[0], rows)
+    for column in columns[1:] if table.benchmark is not None else ():
+        draw(path.with_name(f"{path.name}-{column.metric.replace('/', '-')}.png"), caption, column, rows)
 
     # a terminal is not as wide as some tables
     console = print_table(caption, layout(columns[:1] if len(columns) > _WIDE else columns, rows))

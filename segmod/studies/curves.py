@@ -18,8 +18,9 @@ _FRACTIONS = "val/"  # before the names of what lies in 0..1, and is drawn in pe
 class Curves:
     """Draws metrics of any runs while they train, finished or not, from their ``metrics.csv``.
 
-    By epochs a point is the mean over what was logged in one, at its end. By steps a point is the mean over a stretch,
-    so that a line has ``points`` of them at most. The table has, for each run and metric, the first and last point,
+    By epochs a point is the mean over one, at its end: ``<metric>_epoch`` where that was logged, else over what was
+    logged of ``<metric>``. By steps a point is the mean over a stretch, so that a line has ``points`` of them at most.
+    A metric that no run has logged yet has no panel. The table has, for each run and metric, the first and last point,
     the mean over all, and the best.
 
     Args:
@@ -55,8 +56,7 @@ class Curves:
             percent = metric.startswith(_FRACTIONS)
             lines = {name: line for name, rows in logged.items() if (line := self._line(rows, metric))}
             if not lines:
-                known = sorted({key for rows in logged.values() for row in rows for key, value in row.items() if value})
-                raise UserError(f"study.metrics: no run has logged '{metric}' yet; there are {', '.join(known)}"[:300])
+                continue
             factor = 100 if percent else 1
             panels[f"{metric} (%)" if percent else metric] = {
                 name: [(x, factor * y) for x, y in line] for name, line in lines.items()
@@ -69,18 +69,26 @@ class Curves:
                     {"metric": metric, "run": name, f"{self.by}s": f"{line[-1][0]:g}"}
                     | dict(zip(("first", "last", "mean", "best"), told, strict=True))
                 )
+        if not panels:
+            known = sorted({key for rows in logged.values() for row in rows for key, value in row.items() if value})
+            there = f"there are {', '.join(known)}"[:200] if known else "wait for the first"
+            raise UserError(f"study.metrics={list(self.metrics)}: no run has logged them yet; {there}")
         viz.curves(panels, directory / "curves.png", self.by)
         return table
 
     def _line(self, rows: Sequence[dict[str, str]], metric: str) -> viz.Curve:
         """Points of one run."""
-        found = [(float(row["step"]), float(row["epoch"] or 0), float(row[metric])) for row in rows if row.get(metric)]
         if self.by == "epoch":
-            groups = [list(group) for _, group in groupby(found, key=lambda point: int(point[1]))]
-            return [(int(group[0][1]) + 1, mean(y for *_, y in group)) for group in groups]
+            ends: dict[float, float] = {}
+            for key in (metric, f"{metric}_epoch"):
+                logged = [row for row in rows if row.get(key)]
+                for epoch, group in groupby(logged, key=lambda row: int(float(row["epoch"] or 0))):
+                    ends[epoch + 1] = mean(float(row[key]) for row in group)
+            return sorted(ends.items())
+        found = [(float(row["step"]), float(row[metric])) for row in rows if row.get(metric)]
         each = -(-len(found) // self.points)
         parts = [found[start : start + each] for start in range(0, len(found), each or 1)]
-        return [(part[-1][0] + 1, mean(y for *_, y in part)) for part in parts]
+        return [(part[-1][0] + 1, mean(y for _, y in part)) for part in parts]
 
 
 def _read(path: Path) -> list[dict[str, str]]:

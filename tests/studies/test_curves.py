@@ -48,6 +48,14 @@ def test_by_epochs_a_point_is_the_mean_of_one(tmp_path, monkeypatch):
     assert [table[3][key] for key in ("first", "last", "mean", "best")] == pytest.approx([0.5, 0.7, 0.6, 0.7])
 
 
+def test_a_young_run_has_no_panel_of_what_it_has_not_logged(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("segmod.viz.curves", lambda panels, path, by: drawn.update(panels))
+    young = "step,epoch,train/loss,train/loss_epoch\n0,0,9.0,\n9,0,5.0,\n12,0,,6.0\n19,1,4.0,\n"
+    Curves()(runs(tmp_path, young=young), tmp_path)
+    assert drawn == {"train/loss": {"young": [(1, 6.0), (2, 4.0)]}}  # of the first epoch what was logged of all of it
+
+
 def test_by_steps_a_line_has_so_many_points_at_most(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr("segmod.viz.curves", lambda panels, path, by: drawn.update(panels))
@@ -64,7 +72,9 @@ def test_a_picture_is_drawn(tmp_path):
 
 def test_mistakes_name_what_is_wrong(tmp_path):
     given = runs(tmp_path, young=STARTED)
-    with pytest.raises(UserError, match="no run has logged 'val/miou' yet; there are epoch, step, train/loss"):
+    with pytest.raises(
+        UserError, match=r"=\['val/miou'\]: no run has logged them yet; there are epoch, step, train/loss"
+    ):
         Curves(["val/miou"])(given, tmp_path)
     with pytest.raises(UserError, match=r"study\.by=hour: choose epoch or step"):
         Curves(by="hour")
