@@ -319,7 +319,9 @@ def _add_legend(figure: Figure, colours: Mapping[str, NDArray[np.uint8]], column
 
 
 def _value_text(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    size = abs(value)
+    digits = 0 if size >= 1000 else 1 if size >= 10 else 3 if 0 < size < 0.1 else 2
+    return f"{value:.{digits}f}"
 
 
 def _save(figure: Figure, path: Path | str | BytesIO) -> None:
