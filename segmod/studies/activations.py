@@ -99,7 +99,7 @@ class Unpooling:
         context: Factor on the sides of the object's box, at least 1.
     """
 
-    def __init__(self, images: int = 1, size: int = 224, context: float = 1.2) -> None:
+    def __init__(self, images: Count = 1, size: Side = 224, context: Factor = 1.2) -> None:
         at_least(1, images=images, size=size, context=context)
         self.images = images
         self.size = size

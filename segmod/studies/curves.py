@@ -10,6 +10,7 @@ from statistics import mean
 
 from segmod import viz
 from segmod.ground.errors import UserError
+from segmod.ground.types import Count
 from segmod.studies.base import Row, Runs, at_least, first_of
 
 _FRACTIONS = "val/"  # before the names of what lies in 0..1, and is drawn in percent
@@ -33,7 +34,7 @@ class Curves:
         self,
         metrics: Sequence[str] = ("train/loss", "val/miou", "val/pixel_acc"),
         by: str = "epoch",
-        points: int = 100,
+        points: Count = 100,
     ) -> None:
         at_least(1, points=points)
         if by not in ("epoch", "step"):

@@ -10,7 +10,7 @@ import torch
 from segmod import viz
 from segmod.data.pictures import read_picture
 from segmod.ground.errors import UserError
-from segmod.ground.types import UInt8Array
+from segmod.ground.types import Factor, UInt8Array
 from segmod.nets.classifier import categories, heat_map_net
 from segmod.nets.ops import resize
 from segmod.studies.base import Row, Runs
@@ -37,7 +37,7 @@ class HeatMap:
         classifier: str = "vgg16",
         weights: str | None = "DEFAULT",
         classes: Sequence[str | int] | None = None,
-        scale: float = 1.0,
+        scale: Factor = 1.0,
     ) -> None:
         if not images:
             raise UserError("study.images is required: give the files, study.images=[photo.jpg]")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
+from segmod.ground.types import Side
 from segmod.nets.backbones import run_on_paper
 from segmod.runs.instantiate import untrained_net
 from segmod.studies.base import Row, Runs, at_least, only_run
@@ -27,7 +28,7 @@ class Layers:
         size: Side of the square image in pixels.
     """
 
-    def __init__(self, model: str | None = None, size: int = 224) -> None:
+    def __init__(self, model: str | None = None, size: Side = 224) -> None:
         at_least(1, size=size)
         self.model = model
         self.size = size

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from segmod import viz
-from segmod.ground.types import IGNORE_INDEX, UInt8Array, picture_of
+from segmod.ground.types import IGNORE_INDEX, Count, UInt8Array, picture_of
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
 from segmod.studies.base import Row, Runs, at_least, find_images, first_images, first_of, labels, shown
 
@@ -28,7 +28,7 @@ class SideBySide:
     """
 
     def __init__(
-        self, images: Sequence[int | str] | None = None, pictures: int = 4, measure: int | None = None
+        self, images: Sequence[int | str] | None = None, pictures: Count = 4, measure: Count | None = None
     ) -> None:
         at_least(1, pictures=pictures, measure=measure)
         self.images = images

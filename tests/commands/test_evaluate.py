@@ -181,7 +181,7 @@ def test_members_that_are_not_there_are_told_first(run: Path, capfd: pytest.Capt
         ("run=nowhere", "run=.*nowhere: no run there"),
         ("checkpoint=missing.ckpt", "checkpoint=missing.ckpt"),
         ("split=unknown", "unknown"),
-        ("competition=comp7 split=test", "competition=comp7: choose comp5 or comp6"),
+        ("competition=comp7 split=test", "competition='comp7' has the wrong type: give comp5 or comp6"),
         ("inference=telepathy", "inference=telepathy: no such option; choose one of crf, dense"),
     ],
 )
