@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -25,6 +26,7 @@ from segmod.ground.types import IGNORE_INDEX
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 Palette = NDArray[np.uint8]  # (256, 3), RGB
+Curve = Sequence[tuple[float, float]]  # points (x, y)
 Mask = NDArray[np.integer] | Tensor  # (H, W), labels and IGNORE_INDEX
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -89,8 +91,7 @@ def panel(
     if truth is not None:
         pictures["truth"] = colour_mask(truth, palette)
     pictures["prediction"] = overlay(image, prediction, palette)
-    masks = [_labels(mask) for mask in (truth, prediction) if mask is not None]
-    seen = [int(k) for k in np.unique(np.concatenate([mask.ravel() for mask in masks]))]
+    seen = class_colours([mask for mask in (truth, prediction) if mask is not None], classes, palette)
 
     height, width = image.shape[:2]
     columns = len(pictures) + 1
@@ -103,12 +104,24 @@ def panel(
         axes.imshow(picture, interpolation="antialiased")
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
-    names = ["void" if k == IGNORE_INDEX else classes[k] if k < len(classes) else str(k) for k in seen]
-    handles = [Patch(facecolor=palette[k] / 255, edgecolor="grey", label=n) for k, n in zip(seen, names, strict=True)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    _add_legend(figure, seen, columns)
     png = BytesIO()
     _save(figure, png)
     return np.array(Image.open(png).convert("RGB"))
+
+
+def class_colours(
+    masks: Sequence[Mask], classes: Sequence[str], palette: Palette = VOC_PALETTE
+) -> dict[str, NDArray[np.uint8]]:
+    """Colours of the classes that occur in masks, by name, in the order of their labels.
+
+    Args:
+        masks: (H, W) labels each; sizes may differ.
+        classes: Names of the classes.
+        palette: Colours of the labels.
+    """
+    seen = np.unique(np.concatenate([np.unique(_labels(mask)) for mask in masks])).tolist()
+    return {"void" if k == IGNORE_INDEX else classes[k] if k < len(classes) else str(k): palette[k] for k in seen}
 
 
 # -- charts ----------------------------------------------------------------------------------------------------------
@@ -250,6 +263,32 @@ def line_chart(
     _save(figure, path)
 
 
+def curves(panels: Mapping[str, Mapping[str, Curve]], path: Path | str, xlabel: str) -> None:
+    """Lines of several series in panels side by side, each with positions of its own.
+
+    Args:
+        panels: By what is drawn, with its unit: the points (x, y) of each series.
+        path: PNG to write.
+        xlabel: What the positions are; whole numbers.
+    """
+    figure = Figure(figsize=(1 + 4.2 * len(panels), 4.2), dpi=120, layout="constrained")
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    for axes, (ylabel, lines) in zip(
+        figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], panels.items(), strict=True
+    ):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for name, points in lines.items():
+            i = names.index(name)
+            look = {"color": OKABE_ITO[i % len(OKABE_ITO)], "marker": MARKERS[i % len(MARKERS)]}
+            # few points are marked all, many by some marks that tell the lines apart
+            axes.plot(*zip(*points, strict=True), label=name, markersize=4, markevery=-(-len(points) // 15), **look)
+        axes.set_xlabel(xlabel)
+        _dress(figure, axes, "", ylabel, legend=False)
+    shown = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    _save(figure, path)
+
+
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -274,8 +313,15 @@ def _dress(figure: Figure, axes: Axes, title: str, ylabel: str, legend: bool) ->
         figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
 
 
+def _add_legend(figure: Figure, colours: Mapping[str, NDArray[np.uint8]], columns: int) -> None:
+    handles = [Patch(facecolor=tuple(rgb / 255), edgecolor="grey", label=name) for name, rgb in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+
+
 def _value_text(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    size = abs(value)
+    digits = 0 if size >= 1000 else 1 if size >= 10 else 3 if 0 < size < 0.1 else 2
+    return f"{value:.{digits}f}"
 
 
 def _save(figure: Figure, path: Path | str | BytesIO) -> None:
@@ -295,6 +341,7 @@ def page(
     side: float = 1.9,
     colours: str = "magma",
     bar: str = "",
+    legend: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> None:
     """Draw pictures in rows and columns.
 
@@ -306,12 +353,14 @@ def page(
         side: Longer side of a tile, in inches.
         colours: Matplotlib's name of the colours of the float tiles.
         bar: What the colours mean; empty for no colour bar.
+        legend: Names below, with their colours, RGB.
     """
     count = max(map(len, rows))
     shapes = [tile.shape[:2] for row in rows for tile in row if tile is not None]
     ratio = float(np.median([height / width for height, width in shapes])) if shapes else 1.0
     width, height = side / max(1.0, ratio), side * min(1.0, ratio)
-    size = (width * count + 0.5 + 0.8 * bool(bar), (height + 0.1) * len(rows) + 0.35)
+    below = 0.24 * -(-len(legend or ()) // (count + 1))
+    size = (width * count + 0.5 + 0.8 * bool(bar), (height + 0.1) * len(rows) + 0.35 + below)
     figure = Figure(figsize=size, dpi=100, layout="compressed")
     axes = figure.subplots(len(rows), count, squeeze=False)
     shown = None
@@ -331,4 +380,6 @@ def page(
                 place.imshow(tile, interpolation="antialiased")
     if bar and shown is not None:
         figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.02, label=bar)
+    if legend:
+        _add_legend(figure, legend, count + 1)
     _save(figure, path)

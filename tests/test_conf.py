@@ -260,6 +260,7 @@ def test_protocol_of_the_report_differs_in_these_keys_alone(backbone: str) -> No
         "model.net.normalise": "raw255",
         "data.void_as_background": True,
         "data.eval_squash": True,
+        "data.antialias": True,
     }
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from segmod import viz
+from segmod.data.sbd import SBD_SPLITS
 from segmod.ground.errors import UserError
 from segmod.ground.files import require_writable, writing
 from segmod.ground.palettes import VOC_CLASSES
@@ -57,7 +58,8 @@ def main(cfg: DictConfig) -> None:
             raise UserError(f"submission=true: the VOC server takes its own classes, not those of {run.legend.data}")
         if run.config.data.get("eval_squash"):
             raise UserError("submission=true needs pictures of the images' own size: set data.eval_squash=false")
-        submission = Submission(directory, run.split, getattr(datamodule.dataset, "year", 2012))
+        train_split, year = str(run.config.data.train_split), getattr(datamodule.dataset, "year", 2012)
+        submission = Submission(directory, run.split, year, competition(str(cfg.competition), train_split))
         if is_leader():
             with writing(submission.folder):
                 submission.clear()
@@ -89,6 +91,17 @@ def main(cfg: DictConfig) -> None:
     )
     write_tables(directory, module.confusion, run.classes, f"{run.name}, {directory.name}")
     print_scores(directory, module.confusion, run.classes, result)
+
+
+def competition(name: str, train_split: str) -> str:
+    """The competition to submit to.
+
+    Raises:
+        UserError: It forbids what was trained on.
+    """
+    if name == "comp5" and train_split in SBD_SPLITS:
+        raise UserError(f"competition=comp5 is for VOC's own masks, the run saw SBD's ({train_split}): give comp6")
+    return name
 
 
 def inference_name(run: TrainedRun) -> str:

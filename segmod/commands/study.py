@@ -10,9 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
-from segmod.ground.files import require_writable
+from segmod.ground.files import replace_text, require_writable
 from segmod.ground.names import require_name
-from segmod.ground.printing import print_table, short_path, write_records
+from segmod.ground.printing import markdown, print_table, short_path, write_records
 from segmod.runs import cli
 from segmod.runs.instantiate import instantiate
 from segmod.runs.launch import prepare_lightning
@@ -29,25 +29,30 @@ def main(cfg: DictConfig) -> None:
         known = ", ".join(sorted(path.stem for path in (cli.CONF_DIR / "study").glob("*.yaml")))
         raise UserError(f"study=... is required; choose one of {known}")
     device = choose_device(str(cfg.device))
-    given = list(cfg.run) if OmegaConf.is_list(cfg.run) else [cfg.run]
-    if not given:
+    given = list(cfg.run) if OmegaConf.is_list(cfg.run) else [cfg.run] if cfg.run is not None else []
+    if not given and cfg.run is not None:
         raise UserError("run=[]: give a run, or several: run=[FOLDER,FOLDER]")
     changes = {name: cfg.get(name) for name in ("checkpoint", "split", "inference", "proposals", "data", "trust")}
     runs = [TrainedRun.open(run, cfg.runs, **changes).to(device) for run in given]
-    first = runs[0]
     if cfg.against is not None:
-        against = TrainedRun.open(cfg.against, cfg.runs, key="against", seed=first.directory.name, trust=cfg.trust)
-        runs.append(against.to(device))
+        seed = runs[0].directory.name if runs else None
+        runs.append(TrainedRun.open(cfg.against, cfg.runs, key="against", seed=seed, trust=cfg.trust).to(device))
     names = names_of(runs)
     if cfg.against is not None and cfg.against_name is not None:
         names[-1] = require_name(cfg.against_name, "against_name=")
-    directory = Path(cfg.output).expanduser().resolve() if cfg.output else first.folder("studies", study_name(first))
+    name = study_name(runs[0].split if runs else "")
+    if cfg.output:
+        folder = Path(cfg.output).expanduser()
+    else:
+        folder = runs[0].folder("studies", name) if runs else Path("studies") / name
+    directory = folder.resolve()
     cfg.run_dir = str(directory)
     require_writable(directory)
     study: Study = instantiate(cfg, "study")
     table = study(dict(zip(names, runs, strict=True)), directory)
     if table:
         write_records(directory / "table.csv", table)
+        replace_text(directory / "table.md", markdown(lines_of(table)) + "\n")
         print_rows(directory, table)
     else:
         log.info("pictures in %s", short_path(directory))
@@ -67,20 +72,24 @@ def names_of(runs: Sequence[TrainedRun]) -> list[str]:
     return names
 
 
-def study_name(run: TrainedRun) -> str:
+def study_name(split: str) -> str:
     """Folder of a study: ``<study>-<split>``, and what was changed by hand."""
     groups = ("study.", "inference", "proposals", "against", "checkpoint=", "run=[")
-    return cli.named_by_changes(f"{cli.choices()['study']}-{run.split}", groups)
+    return cli.named_by_changes("-".join(filter(None, [cli.choices()["study"], split])), groups)
 
 
-def print_rows(directory: Path, table: Sequence[Row]) -> None:
-    """Print the table, fractions in percent, and where things are."""
+def lines_of(table: Sequence[Row]) -> list[list[str]]:
+    """Header and lines of a table as text, fractions in percent."""
 
     def text(value: Any) -> str:
         return "-" if value is None else f"{100 * value:.2f} %" if isinstance(value, float) else str(value)
 
-    lines = [list(table[0]), *(list(map(text, row.values())) for row in table)]
-    console = print_table(directory.name, lines)
+    return [list(table[0]), *(list(map(text, row.values())) for row in table)]
+
+
+def print_rows(directory: Path, table: Sequence[Row]) -> None:
+    """Print the table, and where things are."""
+    console = print_table(directory.name, lines_of(table))
     console.print(f"table and pictures in {short_path(directory.resolve())}", soft_wrap=True)
 
 

@@ -53,14 +53,19 @@ def main(cfg: DictConfig) -> None:
 
 
 def write(path: Path, table: Table, rows: Sequence[Row]) -> None:
-    """Write a table as .md, .csv, .tex and .png beside each other, and print it."""
+    """Write a table as .md, .csv, .tex and .png beside each other, and print it.
+
+    The chart is of the first column; a table of benchmarks has one of each.
+    """
     caption, columns = table.caption, table.columns
     lines = layout(columns, rows)
-    notes = footnotes(rows)
+    notes = footnotes(rows, table.benchmark_command)
     replace_text(path.with_suffix(".md"), "\n\n".join([f"**{caption}**", markdown(lines), *notes]) + "\n")
     replace_text(path.with_suffix(".tex"), latex(caption, lines, notes))
     write_records(path.with_suffix(".csv"), list(records(columns, rows)))
     draw(path.with_suffix(".png"), caption, columns[0], rows)
+    for column in columns[1:] if table.benchmark is not None else ():
+        draw(path.with_name(f"{path.name}-{column.metric.replace('/', '-')}.png"), caption, column, rows)
 
     # a terminal is not as wide as some tables
     console = print_table(caption, layout(columns[:1] if len(columns) > _WIDE else columns, rows))
@@ -133,8 +138,8 @@ def _cells(row: Row, column: Column) -> tuple[str, str, str]:
     return ours, f"{paper:.{digits}f}", f"{mean(values) - paper:+.{digits}f}{mark}" if values else DASH
 
 
-def footnotes(rows: Sequence[Row]) -> list[str]:
-    """What a reader must know: other images than the paper's, seeds, commands for missing rows, sources."""
+def footnotes(rows: Sequence[Row], benchmark_command: str = "") -> list[str]:
+    """What a reader must know: other images than the paper's, seeds, commands for what is missing, sources."""
     notes = []
     for row in rows:
         if not row.comparable():
@@ -146,6 +151,9 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.command and not row.trained():
             missing.setdefault(row.command, []).append(row.label)
+    unmeasured = [row.label for row in rows if row.match and not any(score.costs for score in row.scores)]
+    if benchmark_command and unmeasured:
+        missing[benchmark_command] = [f"time and memory of {', '.join(unmeasured)}"]
     if missing:
         told = [f"- {'; '.join(labels)}: `{command}`" for command, labels in missing.items()]
         notes.append("\n".join(["Not run yet:", "", *told]))

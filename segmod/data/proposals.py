@@ -6,20 +6,26 @@ A source is a `segmod.ground.types.ProposalSource`; `segmod.data.edgeboxes` has 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
+from segmod.data.base import Dataset
 from segmod.data.instances import find_instances
 from segmod.ground.boxes import clip
 from segmod.ground.errors import UserError, reason, require, whole
 from segmod.ground.files import open_file, read_text
 from segmod.ground.types import IGNORE_INDEX, Factor, FloatArray, Fraction, Images, UInt8Array
+
+log = logging.getLogger(__name__)
 
 Coordinates = Literal["xyxy", "xywh", "yxyx"]
 _MOST_BYTES = 2**24  # that the boxes of an image may take, 400 000 of them; a packed file may claim terabytes
@@ -88,10 +94,20 @@ class GridBoxes:
 
 
 class TruthBoxes:
-    """Boxes of the objects in the mask, largest first: what perfect proposals would give.
+    """Boxes of the objects, largest first: what perfect proposals would give.
 
-    Without a map of objects, pieces of a class are objects; see `segmod.data.instances.find_instances`.
+    The objects are those somebody drew, where the data set has a map of them; else the pieces of each class in the
+    mask, see `segmod.data.instances.find_instances`. A line in the log says which.
+
+    Args:
+        dataset: where maps of objects are from; None for pieces alone.
+        splits: of the data set, where images are looked for, in this order.
     """
+
+    def __init__(self, dataset: Dataset | None = None, splits: Sequence[str] = ()) -> None:
+        self.dataset = dataset
+        self.splits = splits
+        self._names: dict[str, frozenset[str]] = {}  # of the splits asked so far: others may not be on the disk
 
     def __call__(self, name: str, image: UInt8Array, mask: UInt8Array | None = None) -> FloatArray:
         """Return the boxes, with the share of the image they cover as score.
@@ -103,9 +119,25 @@ class TruthBoxes:
             raise UserError(
                 f"proposals=gt: image {name or '(without a name)'} has no ground truth; choose proposals=edgeboxes"
             )
-        boxes = np.array([instance.box for instance in find_instances(mask)[0]], dtype=np.float32).reshape(-1, 4)
+        objects = self._objects(name)
+        if objects is not None and objects.shape != mask.shape:  # the image was resized
+            objects = np.asarray(cv2.resize(objects, mask.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
+        instances, _ = find_instances(mask, objects)
+        boxes = np.array([instance.box for instance in instances], dtype=np.float32).reshape(-1, 4)
         area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) / mask.size
         return tidy(np.column_stack([boxes, area]), *mask.shape)
+
+    def _objects(self, name: str) -> UInt8Array | None:
+        """Return the map of objects of an image of the data set, if it has one."""
+        for split in self.splits if self.dataset is not None else ():
+            assert self.dataset is not None
+            if split not in self._names:
+                self._names[split] = frozenset(self.dataset.names(split))
+                if get_worker_info() is None:
+                    log.info("proposals=gt: objects of %s: %s", split, self.dataset.object_source(split))
+            if name in self._names[split]:
+                return self.dataset.read_objects(split, name)
+        return None
 
 
 class BoxFiles:

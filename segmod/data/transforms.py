@@ -6,12 +6,14 @@ Randomness is a function of the seed handed in with each sample, so it depends o
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from segmod.ground.errors import require, whole
@@ -41,6 +43,7 @@ class TrainTransform:
         squash: resize image and mask to this side in both directions, aspect ignored, before ``scale``.
         hflip: probability of a horizontal flip, 0..1.
         pad: colour of padding: ``mean`` (that of ImageNet) or ``black``.
+        antialias: let every pixel of an image count where it shrinks, see `resized`.
 
     Raises:
         UserError: a value makes no sense, such as a crop larger than every image.
@@ -54,6 +57,7 @@ class TrainTransform:
         squash: int | None = None,
         hflip: float = 0.5,
         pad: str = "mean",
+        antialias: bool = False,
     ) -> None:
         low, high = scale_range(scale)
         for key, side in (("crop_size", crop_size), ("short_side", short_side), ("squash", squash)):
@@ -69,7 +73,7 @@ class TrainTransform:
         self._alike = squash is not None
         self._rescales = low != high
         fill = IMAGENET_COLOUR if pad == "mean" else (0, 0, 0)
-        window = RandomWindow(crop_size, (low, high), short_side, squash, fill)
+        window = RandomWindow(crop_size, (low, high), short_side, squash, fill, antialias)
         self._pipeline = pipeline(window, hflip)
 
     def gives_one_size(self, inputs_alike: bool) -> bool:
@@ -95,23 +99,39 @@ class EvalTransform:
     Args:
         squash: side in pixels of the square that image (bilinear) and mask (nearest) are resized to, aspect ignored.
         centre: side of the square cut from the middle of that one; None for all of it.
+        antialias: see `resized`.
     """
 
-    def __init__(self, squash: int | None = None, centre: int | None = None) -> None:
+    def __init__(self, squash: int | None = None, centre: int | None = None, antialias: bool = False) -> None:
         self.squash = squash
         self.centre = centre
+        self.antialias = antialias
 
     def __call__(self, image: UInt8Array, mask: UInt8Array, seed: Sequence[int]) -> Transformed:
         """Transform one sample; see `TrainTransform`. The seed changes nothing."""
         if self.squash:
             size = (self.squash, self.squash)
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+            image = resized(image, size, self.antialias)
             mask = np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
             if self.centre:
                 start = (self.squash - self.centre) // 2
                 middle = slice(start, start + self.centre)
                 image, mask = image[middle, middle], mask[middle, middle]
         return _tensors(image, mask)
+
+
+def resized(image: UInt8Array, size: tuple[int, int], antialias: bool = False) -> UInt8Array:
+    """Return an image at another size, bilinear.
+
+    Args:
+        image: uint8 (H, W, 3).
+        size: (width, height) in pixels.
+        antialias: where it shrinks, widen the kernel by as much, as PIL and MATLAB do; else some pixels count for
+            nothing, as with OpenCV. Enlarging is the same.
+    """
+    if antialias:
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def scale_range(scale: Sequence[float] | None) -> tuple[float, float]:
@@ -141,6 +161,7 @@ class RandomWindow(A.DualTransform):  # type: ignore[misc]
         short_side: the image is first resized so that its shorter side has this many pixels.
         squash: the image is first resized to this side in both directions, its aspect ignored.
         fill: RGB colour of padding. Masks are padded with `IGNORE_INDEX`.
+        antialias: see `resized`.
     """
 
     _targets = (A.core.type_definitions.Targets.IMAGE, A.core.type_definitions.Targets.MASK)
@@ -152,6 +173,7 @@ class RandomWindow(A.DualTransform):  # type: ignore[misc]
         short_side: int | None,
         squash: int | None,
         fill: tuple[int, int, int],
+        antialias: bool = False,
     ) -> None:
         super().__init__(p=1.0)
         self.crop_size = crop_size
@@ -159,6 +181,7 @@ class RandomWindow(A.DualTransform):  # type: ignore[misc]
         self.short_side = short_side
         self.squash = squash
         self.fill = fill
+        self.antialias = antialias
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Choose the window: source rows and columns, and the size they are brought to."""
@@ -183,11 +206,11 @@ class RandomWindow(A.DualTransform):  # type: ignore[misc]
 
     def apply(self, img: UInt8Array, rows: Any, columns: Any, **params: Any) -> UInt8Array:
         """Cut and resize the image, bilinear."""
-        return _cut(img, rows, columns, cv2.INTER_LINEAR, self.fill)
+        return _cut(img, rows, columns, partial(resized, antialias=self.antialias), self.fill)
 
     def apply_to_mask(self, mask: UInt8Array, rows: Any, columns: Any, **params: Any) -> UInt8Array:
         """Cut and resize the mask, nearest."""
-        return _cut(mask, rows, columns, cv2.INTER_NEAREST_EXACT, IGNORE_INDEX)
+        return _cut(mask, rows, columns, partial(cv2.resize, interpolation=cv2.INTER_NEAREST_EXACT), IGNORE_INDEX)
 
 
 def pipeline(window: RandomWindow, hflip: float) -> A.Compose:
@@ -208,7 +231,7 @@ def reseed(compose: A.Compose, seed: Sequence[int]) -> None:
         step.set_random_seed(state + offset)
 
 
-def _cut(source: UInt8Array, rows: Any, columns: Any, interpolation: int, fill: Any) -> UInt8Array:
+def _cut(source: UInt8Array, rows: Any, columns: Any, resize: Callable[..., Any], fill: Any) -> UInt8Array:
     """Resize ``source[rows, columns]`` to its output size; the part outside the source shows ``fill``."""
     inside: list[slice] = []
     sizes: list[int] = []
@@ -224,7 +247,7 @@ def _cut(source: UInt8Array, rows: Any, columns: Any, interpolation: int, fill: 
         borders += [before, out - before - size]
     part = source[inside[0], inside[1]]
     if part.shape[:2] != tuple(sizes):
-        part = np.asarray(cv2.resize(part, (sizes[1], sizes[0]), interpolation=interpolation), dtype=np.uint8)
+        part = np.asarray(resize(part, (sizes[1], sizes[0])), dtype=np.uint8)
     if any(borders):
         top, bottom, left, right = borders
         padded = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=fill)

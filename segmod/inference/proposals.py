@@ -30,8 +30,8 @@ class ProposalPredictor:
 
     Boxes reach beyond the image by their enlargement alone, for they are clipped to it first; what they find there is
     black. As in the released script, boxes are skipped by the size they have once enlarged, and those skipped do not
-    count among ``max_proposals``. Crops are resized without anti-aliasing, as training crops are. One canvas and one
-    batch of crops are held in memory, however many boxes there are.
+    count among ``max_proposals``. Crops larger than ``size`` shrink with anti-aliasing, as in its MATLAB. One canvas
+    and one batch of crops are held in memory, however many boxes there are.
 
     Differs from the paper: the released script's result is shifted by a pixel, here it is not.
 
@@ -45,6 +45,7 @@ class ProposalPredictor:
         size: Side in pixels of the square that the net sees.
         aggregate: ``max`` or ``sum``.
         batch_size: Crops the net sees at a time.
+        antialias: Whether every pixel of a crop counts where it shrinks; training crops do so by ``data.antialias``.
 
     Raises:
         UserError: A value makes no sense.
@@ -60,6 +61,7 @@ class ProposalPredictor:
         size: Side = 224,
         aggregate: str = "max",
         batch_size: Count = 10,
+        antialias: bool = True,
     ) -> None:
         for key, value, least in (
             ("max_proposals", max_proposals, 1),
@@ -80,6 +82,7 @@ class ProposalPredictor:
         self.size = size
         self.aggregate = aggregate
         self.batch_size = batch_size
+        self.antialias = antialias
         self._warned = False
 
     def __call__(self, net: nn.Module, batch: Batch) -> Tensor:
@@ -169,8 +172,9 @@ class ProposalPredictor:
         for start in range(0, len(boxes), self.batch_size):
             group = boxes[start : start + self.batch_size].tolist()
             crops = [padded[None, :, y1 + margin : y2 + margin, x1 + margin : x2 + margin] for x1, y1, x2, y2 in group]
-            # in one expression, so that no scores are held while the next ones are computed
-            self._paste(canvas, net(torch.cat([resize(crop.float(), (self.size, self.size)) for crop in crops])), group)
+            side = (self.size, self.size)
+            seen = torch.cat([resize(crop.float(), side, antialias=self.antialias) for crop in crops])
+            self._paste(canvas, net(seen), group)  # so that no scores are held while the next ones are computed
 
     def _paste(self, canvas: Tensor, logits: Tensor, boxes: Sequence[tuple[int, int, int, int]]) -> None:
         """Bring the scores of crops (n, K, size, size) to their boxes and put them on a canvas, in place."""

@@ -171,7 +171,7 @@ def map_shapes(trunk: nn.Module, side: int) -> dict[str, tuple[int, int]]:
         UserError: The images are too small, or a layer gives no map.
     """
     try:
-        found: Mapping[str, Any] = _run_on_paper(trunk, side)
+        found: Mapping[str, Any] = run_on_paper(trunk, side)
     except RuntimeError as error:
         raise UserError(
             f"model.net.side={side}, which follows data.squash, is too small for this backbone: "
@@ -192,6 +192,23 @@ def smallest_side(trunk: nn.Module) -> int:
         middle = (least + most) // 2
         least, most = (least, middle) if _takes(trunk, middle) else (middle, most)
     return most
+
+
+def run_on_paper(trunk: nn.Module, side: int) -> Any:
+    """What a net gives of a square image, without the values.
+
+    Args:
+        trunk: Takes images (1, 3, side, side).
+        side: In pixels.
+    """
+    tensors = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
+    empty = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    training = trunk.training
+    try:  # batch norm refuses to train on maps of one pixel
+        image = torch.empty(1, 3, side, side, device="meta")
+        return torch.func.functional_call(trunk.eval(), empty, (image,))
+    finally:
+        trunk.train(training)
 
 
 def initialise(module: nn.Module) -> None:
@@ -269,7 +286,7 @@ def _by_stride(
         for name in names
     ]
     try:
-        _run_on_paper(trunk, _SIDE)
+        run_on_paper(trunk, _SIDE)
     except RuntimeError as error:
         raise UserError(f"model.net.backbone={backbone}: its layers do not fit together ({error})") from error
     finally:
@@ -293,19 +310,7 @@ def _by_stride(
 
 def _takes(trunk: nn.Module, side: int) -> bool:
     try:
-        _run_on_paper(trunk, side)
+        run_on_paper(trunk, side)
     except RuntimeError:
         return False
     return True
-
-
-def _run_on_paper(trunk: nn.Module, side: int) -> Any:
-    """What a trunk gives of a square image, without the values."""
-    tensors = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
-    empty = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
-    training = trunk.training
-    try:  # batch norm refuses to train on maps of one pixel
-        image = torch.empty(1, 3, side, side, device="meta")
-        return torch.func.functional_call(trunk.eval(), empty, (image,))
-    finally:
-        trunk.train(training)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +85,8 @@ class DeconvNet(nn.Module):
         outputs = [*(level[-1] for level in deconvs), inputs[-1]]  # channels of what each unpooling's level gives
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()  # five levels each, from the image down
         for i in range(len(_CONV)):
-            self.encoder.append(_Down(_layers(nn.Conv2d, f"conv{i + 1}", inputs[i], convs[i])))
+            pool: Layers = [(f"pool{i + 1}", nn.MaxPool2d(2, return_indices=True))]
+            self.encoder.append(_Down(_layers(nn.Conv2d, f"conv{i + 1}", inputs[i], convs[i]) + pool))
             deconvolutions = _layers(nn.ConvTranspose2d, f"deconv{i + 1}", outputs[i + 1], deconvs[i])
             self.decoder.append(_Up([(f"unpool{i + 1}", Unpool()), *deconvolutions]))
         fc = scaled(_FC, width)
@@ -132,7 +132,6 @@ class DeconvNet(nn.Module):
         logits: Tensor = self.score(x)
         return logits[..., :height, :width].contiguous()
 
-    @torch.no_grad()
     def activations(self, image: Tensor) -> dict[str, Tensor]:
         """Maps on the way back to the image's size, as in fig. 4 of the paper, without gradients.
 
@@ -145,26 +144,72 @@ class DeconvNet(nn.Module):
             rounded up, at its stride s; of a 224x224 image the sides are 14, 28, 28, 56, 56, 112, 112, 224 and 224.
         """
         maps: dict[str, Tensor] = {}
+        for level, (name, around) in zip(reversed(self.decoder), self.unpoolings(image).items(), strict=True):
+            if maps:
+                maps[name] = around.unpooled
+            *_, last = dict(level.named_children())
+            maps[last.removeprefix("relu_")] = around.deconvolved
+        return maps
 
-        def keep(name: str, stride: int, _: nn.Module, __: Any, output: Tensor) -> None:
-            height, width = (-(-side // stride) for side in image.shape[2:])
-            maps[name] = output[..., :height, :width]
+    @torch.no_grad()
+    def unpoolings(self, image: Tensor) -> dict[str, Unpooling]:
+        """What each unpooling makes of its maps, as in fig. 3 of the paper, without gradients.
 
-        hooks = []
-        for i, level in enumerate(self.decoder):
-            first, *_, last = level.named_children()
-            shown = [(last[0].removeprefix("relu_"), last[1])] + [first] * (i + 1 < len(self.decoder))
-            hooks += [part.register_forward_hook(partial(keep, name, 2**i)) for name, part in shown]
+        Args:
+            image: (B, 3, H, W).
+
+        Returns:
+            By name, in the net's order: ``unpool5, ..., unpool1``.
+        """
+        seen: dict[nn.Module, tuple[Tensor, Any]] = {}
+
+        def keep(part: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
+            seen[part] = given[0], output
+
+        pairs = zip(self.encoder, self.decoder, strict=True)
+        levels = [(list(down.children())[-1], *[list(up.children())[i] for i in (0, -1)]) for down, up in pairs]
+        hooks = [part.register_forward_hook(keep) for level in levels for part in level]
         try:
             self.forward(image)
         finally:
             for hook in hooks:
                 hook.remove()
-        return maps
+        found = {}
+        for i, (pool, unpool, last) in reversed(list(enumerate(levels))):
+            (before, (pooled, _)), (given, unpooled) = seen[pool], seen[unpool]
+            maps = (
+                (before, 2**i),
+                (pooled, 2 ** (i + 1)),
+                (given, 2 ** (i + 1)),
+                (unpooled, 2**i),
+                (seen[last][1], 2**i),
+            )
+            found[f"unpool{i + 1}"] = Unpooling(*(_cut(own, image, stride) for own, stride in maps))
+        return found
+
+
+class Unpooling(NamedTuple):
+    """Maps around one unpooling and the pooling that it undoes; each (B, C, h, w).
+
+    Attributes:
+        before: What the pooling was given.
+        pooled: What it made of that, at half the size.
+        given: What the unpooling was given.
+        unpooled: What it made of that, at twice the size: channel c at the places that the pooling chose in c.
+        deconvolved: What the deconvolutions after it made of that.
+    """
+
+    before: Tensor
+    pooled: Tensor
+    given: Tensor
+    unpooled: Tensor
+    deconvolved: Tensor
 
 
 class Unpool(nn.Module):
     """Put each value where a 2x2 pooling had found it, and zeros elsewhere (Noh, Hong and Han 2015, section 3.2.1)."""
+
+    kernel_size, stride, padding = 2, 2, 0  # of that pooling
 
     def forward(self, maps: Tensor, switches: Tensor) -> Tensor:
         """Spread maps over twice their size.
@@ -191,9 +236,11 @@ class _Down(nn.Sequential):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps at half the size, and the places of the maxima."""
-        for layer in self:
+        *layers, pool = self
+        for layer in layers:
             x = layer(x)
-        return F.max_pool2d(x, [2, 2], return_indices=True)
+        maps, switches = pool(x)
+        return maps, switches
 
 
 class _Up(nn.Sequential):
@@ -226,6 +273,12 @@ def _layer(name: str, layer: nn.Conv2d | nn.ConvTranspose2d) -> Layers:
 
 def _call(layer: nn.Module, *inputs: Tensor) -> Any:
     return layer(*inputs)
+
+
+def _cut(maps: Tensor, image: Tensor, stride: int) -> Tensor:
+    """The part of maps at a stride that lies on the image, and not on its padding."""
+    height, width = (-(-side // stride) for side in image.shape[2:])
+    return maps[..., :height, :width]
 
 
 def _missing(side: int) -> int:

@@ -6,15 +6,18 @@ import difflib
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from typing import Any, get_type_hints
 
+import hydra
 import hydra.utils
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
+from segmod.runs import cli
 from segmod.runs.values import OF_LIBRARIES, check_type, shown
 
 logging.getLogger("hydra.utils").addFilter(lambda record: False)  # writes what cannot be imported in three lines more
@@ -63,6 +66,22 @@ def settle_classes(cfg: DictConfig) -> None:
     """
     classes = instantiate(cfg, "data.dataset").legend.classes
     OmegaConf.update(cfg, "model.net.num_classes", len(classes), force_add=True)
+
+
+def untrained_net(model: str) -> Any:
+    """The net of an option of the config group ``model``, with random weights, for the classes of its data.
+
+    Raises:
+        UserError: As `instantiate`.
+        HydraException: There is no such option.
+    """
+    here = GlobalHydra.instance().is_initialized()  # within a command, whose folders of configs count
+    with nullcontext() if here else hydra.initialize_config_dir(str(cli.CONF_DIR), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=[f"model={model}"])
+    settle_classes(cfg)
+    if "weights" in cfg.model.net:
+        cfg.model.net.weights = None
+    return instantiate(cfg, "model.net")
 
 
 def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:

@@ -106,12 +106,14 @@ class Table:
         columns: Its quantities.
         rows: As the paper has them, without scores; None: each setting of any run has one.
         benchmark: Settings of the benchmarks that time and memory come from.
+        benchmark_command: Makes these.
     """
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Row] | None = None
     benchmark: Mapping[str, Any] | None = None
+    benchmark_command: str = ""
 
 
 def read_tables(folders: Sequence[Path]) -> dict[str, Table]:

@@ -41,6 +41,7 @@ _KEYS: dict[str, Any] = {
     "against_name": Text | None,
     "split": Text | Annotated[list[Text], MinLen(1)] | None,
     "submission": bool | None,
+    "competition": Literal["comp5", "comp6"],
     "pictures": Amount,
     "input": Text,
     "output": Text | None,
@@ -114,7 +115,7 @@ _OF_COMMAND: dict[str, dict[str, Any]] = {
     "train": {"checkpoint": Literal["best", "last"]},
     "predict": {"output": Text, "run": Text},
     "evaluate": {"run": Text, "split": Text | None},
-    "study": {"split": Text | None, "run": Text | Annotated[list[Text], MinLen(1)]},
+    "study": {"split": Text | None, "run": Text | Annotated[list[Text], MinLen(1)] | None, "name": Text | None},
     "tables": {"output": Text},
     "benchmark": {
         "output": Text,

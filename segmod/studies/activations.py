@@ -1,7 +1,8 @@
-"""What the layers of a deconvolution network see (Noh, Hong, Han 2015, Fig. 4)."""
+"""What the layers of a deconvolution network see, and what unpooling does (Noh, Hong, Han 2015, Figs. 4 and 3)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from segmod.data.crops import cut
 from segmod.data.instances import find_instances
 from segmod.ground.boxes import enlarge
 from segmod.ground.errors import UserError
-from segmod.ground.types import Count, Factor, Side
+from segmod.ground.types import Count, Factor, FloatArray, Side, UInt8Array
+from segmod.runs.trained import TrainedRun
 from segmod.studies.base import Row, Runs, at_least, first_images, only_run, shown
 
 
@@ -51,39 +53,22 @@ class Activations:
         Raises:
             UserError: The net has no such maps, or the split no object.
         """
-        run = only_run(runs, "activations")
+        run = deconvolution_run(runs, "activations")
         net: Any = run.net
-        if not hasattr(net, "activations"):
-            kind = type(net).__name__
-            raise UserError(f"study=activations: {kind} has no maps of deconvolutions; give a run of model=deconvnet")
         rows, names = [], []
         facts: dict[str, list[tuple[int, float, float]]] = {}
-        for index in shown(first_images(run, None), "Looking at maps"):
-            image, mask = run.dataset.read(index)
-            objects, numbered = find_instances(mask, run.dataset.read_objects(index))
-            if not objects:
-                continue
-            largest = max(objects, key=lambda thing: int((numbered == thing.number).sum()))
-            window = enlarge(np.array([largest.box]), self.context)[0]
-            side = (self.size, self.size)
-            crop = np.asarray(cv2.resize(cut(image, window, 0), side, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-            own = cut((numbered == largest.number).astype(np.float32), window, 0)
-            maps = net.activations(torch.from_numpy(crop).permute(2, 0, 1)[None].to(run.device))
-            tiles = [crop]
-            for name, tensor in maps.items():
+        for label, crop, own in objects_of(run, self.images, self.size, self.context, "activations"):
+            tiles: list[viz.Tile] = [crop]
+            for name, tensor in net.activations(batch_of(run, crop)).items():
                 positive = tensor[0].float().clamp(min=0).cpu()
                 inside = cv2.resize(own, positive.shape[:0:-1], interpolation=cv2.INTER_AREA)
                 weight = torch.from_numpy(2 * inside - 1) if self.channel == "object" else torch.ones(())
                 drawn = positive[(positive * weight).sum((1, 2)).argmax()].numpy()
-                tiles.append(drawn / max(float(drawn.max()), 1e-12))
+                tiles.append(to_one(drawn))
                 on_object = float((drawn * inside).sum() / max(float(drawn.sum()), 1e-12))
                 facts.setdefault(name, []).append((len(drawn), float((positive > 0).float().mean()), on_object))
             rows.append(tiles)
-            names.append(run.classes[largest.label])
-            if len(rows) == self.images:
-                break
-        if not rows:
-            raise UserError("study=activations: no image of the split shows an object; choose another split=...")
+            names.append(run.classes[label])
         sides = [f"{name}\n{seen[0][0]}" for name, seen in facts.items()]
         viz.page(rows, directory / "activations.png", ["crop", *sides], names, side=1.6)
         return [
@@ -95,3 +80,121 @@ class Activations:
             }
             for name, seen in facts.items()
         ]
+
+
+class Unpooling:
+    """Draws, for the largest object of an image, what each unpooling and the deconvolutions after it do to a map.
+
+    Of each level, from the smallest maps to the largest: the map that the pooling was given, what it made of that, what
+    its unpooling is given, the same at the places that the pooling chose, and the strongest channel of what the
+    deconvolutions make of all channels. The first four are of one channel, the strongest that the unpooling is given.
+    Each map is drawn from 0 to its maximum.
+
+    The table tells, for each unpooling, the sides, the shares of values above 0 that it gives and that the
+    deconvolutions make of them, and how many of those it gives lie at a maximum of the pooling's windows: all.
+
+    Args:
+        images: Objects to draw, one a page; the table has their means.
+        size: Side of the crop in pixels.
+        context: Factor on the sides of the object's box, at least 1.
+    """
+
+    def __init__(self, images: Count = 1, size: Side = 224, context: Factor = 1.2) -> None:
+        at_least(1, images=images, size=size, context=context)
+        self.images = images
+        self.size = size
+        self.context = context
+
+    def __call__(self, runs: Runs, directory: Path) -> list[Row]:
+        """Draw a page of each object, unpooling_0.png and so on.
+
+        Raises:
+            UserError: The net has no unpooling, or the split no object.
+        """
+        run = deconvolution_run(runs, "unpooling")
+        net: Any = run.net
+        facts: dict[str, list[tuple[int, ...] | tuple[float, ...]]] = {}
+        seen = objects_of(run, self.images, self.size, self.context, "unpooling")
+        for number, (label, crop, _) in enumerate(seen):
+            rows: list[list[viz.Tile]] = []
+            for name, (before, pooled, given, unpooled, out) in net.unpoolings(batch_of(run, crop)).items():
+                k, best = (int(maps[0].sum((1, 2)).argmax()) for maps in (given, out))
+                drawn = before[0, k], pooled[0, k], given[0, k], unpooled[0, k], out[0, best]
+                rows.append([to_one(tile.float().cpu().numpy()) for tile in drawn])
+                top = torch.nn.functional.interpolate(pooled, scale_factor=2)[..., : before.shape[2], : before.shape[3]]
+                placed = (before == top)[unpooled > 0].float().mean()
+                shares = [float((maps > 0).float().mean()) for maps in (unpooled, out)]
+                facts.setdefault(name, []).append((given.shape[2], unpooled.shape[2], *shares, float(placed)))
+            columns = ["before pooling", "pooled", "given to unpooling", "unpooled", "deconvolved"]
+            rows = [[crop if i == 0 else None, *row] for i, row in enumerate(rows)]
+            names = [f"{name}\n{values[0][0]} to {values[0][1]}" for name, values in facts.items()]
+            viz.page(rows, directory / f"unpooling_{number}.png", [run.classes[label], *columns], names)
+        return [
+            {"unpooling": name, "from": int(values[0][0]), "to": int(values[0][1])}
+            | dict(
+                zip(
+                    ("active, unpooled", "active, deconvolved", "at a maximum"),
+                    map(float, np.mean(values, 0)[2:]),
+                    strict=True,
+                )
+            )
+            for name, values in facts.items()
+        ]
+
+
+def deconvolution_run(runs: Runs, study: str) -> TrainedRun:
+    """The one run of a study of deconvolutions.
+
+    Raises:
+        UserError: There are several, or its net has no maps of deconvolutions.
+    """
+    run = only_run(runs, study)
+    if not hasattr(run.net, "activations"):
+        kind = type(run.net).__name__
+        raise UserError(f"study={study}: {kind} has no maps of deconvolutions; give a run of model=deconvnet")
+    return run
+
+
+def objects_of(
+    run: TrainedRun, count: int, size: int, context: float, study: str
+) -> Iterator[tuple[int, UInt8Array, FloatArray]]:
+    """The largest object of each of the first images that show one, cut out as in training.
+
+    Args:
+        run: Its images.
+        count: So many objects.
+        size: Side of the crops in pixels.
+        context: Factor on the sides of the object's box.
+        study: For the message.
+
+    Yields:
+        Label, crop uint8 (size, size, 3), and the object's own pixels in its window, 0 or 1, not resized.
+
+    Raises:
+        UserError: No image shows an object.
+    """
+    found = 0
+    for index in shown(first_images(run, None), "Looking at maps"):
+        image, mask = run.dataset.read(index)
+        objects, numbered = find_instances(mask, run.dataset.read_objects(index))
+        if not objects:
+            continue
+        largest = max(objects, key=lambda thing: int((numbered == thing.number).sum()))
+        window = enlarge(np.array([largest.box]), context)[0]
+        crop = np.asarray(cv2.resize(cut(image, window, 0), (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
+        yield largest.label, crop, cut((numbered == largest.number).astype(np.float32), window, 0)
+        found += 1
+        if found == count:
+            return
+    if not found:
+        raise UserError(f"study={study}: no image of the split shows an object; choose another split=...")
+
+
+def batch_of(run: TrainedRun, crop: UInt8Array) -> torch.Tensor:
+    """A crop as its net takes it, (1, 3, H, W)."""
+    return torch.from_numpy(crop).permute(2, 0, 1)[None].to(run.device)
+
+
+def to_one(drawn: FloatArray) -> FloatArray:
+    """A map from 0 to 1, its maximum."""
+    return drawn / max(float(drawn.max()), 1e-12)

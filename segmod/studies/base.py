@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +32,13 @@ class Study(Protocol):
 
 
 def first_of(runs: Runs) -> TrainedRun:
-    """The run whose images are looked at."""
+    """The run whose images are looked at.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not runs:
+        raise UserError("run is required: give run=FOLDER, or several where the study compares them")
     return next(iter(runs.values()))
 
 
@@ -61,6 +67,29 @@ def label_of(run: TrainedRun, name: str) -> int:
 def first_images(run: TrainedRun, count: int | None) -> range:
     """Positions of the first ``count`` images of the run's split; all for None."""
     return range(len(run.dataset) if count is None else min(count, len(run.dataset)))
+
+
+def find_images(given: Sequence[int | str], names: Sequence[str]) -> list[int]:
+    """Positions of the images that ``study.images`` names, by position or by id.
+
+    Raises:
+        UserError: The split has no such image.
+    """
+    # an id such as 2007_000033 comes as the number 2007000033
+    known = {name: i for i, name in enumerate(names)} | {name.replace("_", ""): i for i, name in enumerate(names)}
+    positions = []
+    for entry in given:
+        if isinstance(entry, int) and 0 <= entry < len(names):
+            positions.append(entry)
+        elif str(entry) in known:
+            positions.append(known[str(entry)])
+        else:
+            raise UserError(
+                f"study.images={entry}: give ids of the split, such as {names[0]}, or 0 to {len(names) - 1}"
+            )
+    if not positions:
+        raise UserError("study.images=[]: give at least one image")
+    return positions
 
 
 def at_least(smallest: float, **values: float | None) -> None:

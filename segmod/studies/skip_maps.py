@@ -20,7 +20,7 @@ from segmod.ground.errors import UserError
 from segmod.ground.types import IGNORE_INDEX, Amount, Batch, picture_of
 from segmod.nets.ops import box_labels, resize
 from segmod.runs.trained import TrainedRun
-from segmod.studies.base import Row, Runs, at_least, first_of, shown
+from segmod.studies.base import Row, Runs, at_least, find_images, first_of, shown
 
 
 class SkipMaps:
@@ -46,35 +46,12 @@ class SkipMaps:
         Raises:
             UserError: A net has no connections, or the split no such image.
         """
+        dataset = first_of(runs).dataset
         for run in runs.values():
             skip_net(run.net)
-        dataset = first_of(runs).dataset
         draw(runs, find_images(self.images, dataset.names), directory, self.softmax)
         count = len(dataset) if self.measure is None else min(self.measure, len(dataset))
         return [row for name, run in runs.items() for row in measures_of(name, run, range(count))] if count else []
-
-
-def find_images(given: Sequence[int | str], names: Sequence[str]) -> list[int]:
-    """Positions of the images that ``study.images`` names, by position or by id.
-
-    Raises:
-        UserError: The split has no such image.
-    """
-    # an id such as 2007_000033 comes as the number 2007000033
-    known = {name: i for i, name in enumerate(names)} | {name.replace("_", ""): i for i, name in enumerate(names)}
-    positions = []
-    for entry in given:
-        if isinstance(entry, int) and 0 <= entry < len(names):
-            positions.append(entry)
-        elif str(entry) in known:
-            positions.append(known[str(entry)])
-        else:
-            raise UserError(
-                f"study.images={entry}: give ids of the split, such as {names[0]}, or 0 to {len(names) - 1}"
-            )
-    if not positions:
-        raise UserError("study.images=[]: give at least one image")
-    return positions
 
 
 class SkipNet(Protocol):

@@ -26,8 +26,8 @@ class BoxCropDataModule(L.LightningDataModule):
     Stage 1 of Noh et al. 2015 (sections 4.2 and 5.1; no ``proposals``) takes the tight box of each object, where only
     that object keeps its class and what else is there is background. Stage 2 takes the proposals that overlap an object
     and labels all classes in them. Boxes are enlarged, made square and brought to one size by the keys of all data:
-    ``squash`` 250, then a random crop of ``crop_size`` 224, the centre in validation. Outside the image crops are
-    black and void.
+    ``squash`` 250, then a random crop of ``crop_size`` 224; in validation the centre in stage 1, all of it at that size
+    in stage 2, as the authors' solvers have it. Outside the image crops are black and void.
 
     Scores of crops are no scores of images: the record calls their split ``<val_split> crops``. To score whole images,
     evaluate the run.
@@ -119,7 +119,10 @@ class BoxCropDataModule(L.LightningDataModule):
             if self.val_crops is not None:
                 # of the boxes alone, so that runs with other seeds are compared on the same crops
                 boxes = boxes[np.sort(np.random.default_rng(0).permutation(len(boxes))[: self.val_crops])]
-            transform = EvalTransform(self.images.squash, self.images.crop_size)
+            squash, centre, antialias = self.images.squash, self.images.crop_size, self.images.antialias
+            if self.proposals is not None:
+                squash, centre = centre or squash, None
+            transform = EvalTransform(squash, centre, antialias)
             self.val_dataset = self._crops(self.images.val_split, boxes, transform)
 
     def train_dataloader(self) -> ResumableLoader:

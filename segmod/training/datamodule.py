@@ -40,6 +40,7 @@ class SegmentationDataModule(LightningDataModule):
         eval_squash: squash validation images and masks too, so that metrics are those of the small masks.
         hflip: probability of a horizontal flip.
         pad: colour of padding, ``mean`` or ``black``.
+        antialias: let every pixel of an image count where it shrinks, as PIL and MATLAB do; see `resized`.
         void_as_background: train and evaluate void pixels as background.
         crops: makes of this the datamodule that a run trains on, such as `BoxCropDataModule`; None for this itself.
             Evaluation is of whole images all the same.
@@ -70,6 +71,7 @@ class SegmentationDataModule(LightningDataModule):
         eval_squash: bool = False,
         hflip: Fraction = 0.5,
         pad: str = "mean",
+        antialias: bool = False,
         void_as_background: bool = False,
         crops: Callable[[SegmentationDataModule], LightningDataModule] | None = None,
         download: bool = False,
@@ -83,7 +85,7 @@ class SegmentationDataModule(LightningDataModule):
         require(whole(seed, 0), f"data.seed={seed}: must be a whole number of at least 0")
         require(summary is None or whole(summary, 1), f"data.summary={summary}: must be 1 or more images, or null")
         require(not eval_squash or squash is not None, "data.eval_squash=true: set data.squash to the size as well")
-        self.train_transform = TrainTransform(crop_size, scale, short_side, squash, hflip, pad)
+        self.train_transform = TrainTransform(crop_size, scale, short_side, squash, hflip, pad, antialias)
         size = dataset.image_size
         self._one_size = self.train_transform.gives_one_size(size is not None)
         if size is not None and crop_size and not squash and not short_side:
@@ -92,7 +94,7 @@ class SegmentationDataModule(LightningDataModule):
                 f"data.crop_size={crop_size}: larger than any image of {dataset.name}, {size[1]}x{size[0]} pixels "
                 "times data.scale; lower it",
             )
-        self.eval_transform = EvalTransform(squash if eval_squash else None)
+        self.eval_transform = EvalTransform(squash if eval_squash else None, antialias=antialias)
         self.dataset = dataset
         self.legend = dataset.legend
         self.train_split = train_split
@@ -100,6 +102,7 @@ class SegmentationDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.crop_size = crop_size
         self.squash = squash
+        self.antialias = antialias
         self.crops = crops
         self.seed = seed
         self.num_workers = num_workers

@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 from segmod.__main__ import COMMANDS
+from segmod.commands.evaluate import competition
 from segmod.data.synthetic import write_voc_tree
+from segmod.ground.errors import UserError
 
 CPU = ["trainer=cpu", "trainer.enable_progress_bar=false"]
 PLAIN = [*CPU, "pictures=0"]
@@ -120,6 +122,14 @@ def test_submission_of_a_split_without_truth(run: Path, root: Path) -> None:
             assert (png.mode, png.size) == ("P", jpg.size)
 
 
+def test_the_competition_is_what_the_nets_saw(run: Path) -> None:
+    call("evaluate", f"run={run}", "split=test", "competition=comp5", *PLAIN)
+    assert (run / "evaluation" / "dense-test" / "comp5_test_cls.tar.gz").is_file()
+    with pytest.raises(UserError, match="competition=comp5 is for VOC's own masks, the run saw SBD's"):
+        competition("comp5", "trainaug")
+    assert competition("comp6", "trainaug") == "comp6"
+
+
 def test_submission_holds_what_was_scored(run: Path, root: Path) -> None:
     call("evaluate", f"run={run}", "split=few", "submission=true", "trainer.limit_val_batches=2", *PLAIN)
     folder = run / "evaluation" / "dense-few+limit_val_batches-2"
@@ -171,11 +181,12 @@ def test_members_that_are_not_there_are_told_first(run: Path, capfd: pytest.Capt
         ("run=nowhere", "run=.*nowhere: no run there"),
         ("checkpoint=missing.ckpt", "checkpoint=missing.ckpt"),
         ("split=unknown", "unknown"),
+        ("competition=comp7 split=test", "competition='comp7' has the wrong type: give comp5 or comp6"),
         ("inference=telepathy", "inference=telepathy: no such option; choose one of crf, dense"),
     ],
 )
 def test_mistakes_are_one_line(run: Path, override: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    given = [override] if override.startswith("run=") else [f"run={run}", override]
+    given = [override] if override.startswith("run=") else [f"run={run}", *override.split()]
     with pytest.raises(SystemExit) as caught:
         call("evaluate", *given, *PLAIN)
     assert caught.value.code == 1

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from segmod import viz
-from segmod.commands.tables import draw, footnotes, latex, layout
+from segmod.commands.tables import draw, footnotes, latex, layout, write
 from segmod.runs import cli
 from segmod.runs.records import collect, collect_benchmarks, over_epochs
 from segmod.runs.tables import Column, Row, Table, filled, read_tables
@@ -234,6 +234,9 @@ def test_time_and_memory_come_from_the_benchmark_of_the_same_net(tmp_path: Path)
     # ours 0.25 / 0.125, the paper's 0.05 / 0.05
     lines = layout(table.columns, found)[1:]
     assert [line[3:] for line in lines] == [["1.00", "1.00", "+0.00"], ["2.00", "1.00", "+1.00"]]
+    assert "segmod-benchmark" not in "\n".join(footnotes(found, "segmod-benchmark"))  # all are measured
+    unmeasured = filled(table, collect(tmp_path))
+    assert "- time and memory of flat, deep: `segmod-benchmark`" in "\n".join(footnotes(unmeasured, "segmod-benchmark"))
     assert "Time and memory of ours: x86_64 CPU, 1 threads (batch 3, size 64x64)" in "\n".join(footnotes(found))
 
 
@@ -250,6 +253,17 @@ def test_charts_show_other_images_and_the_spread_of_the_seeds(tmp_path: Path, mo
     assert series["paper"] == pytest.approx([63.6, 65, 65.5])
     assert errors["ours"] == [pytest.approx(8**0.5), None, None]  # of 60 and 64: sqrt(2^2 + 2^2)
     assert "†" in heading
+
+
+def test_a_table_of_benchmarks_has_a_chart_of_each_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(viz, "bar_chart", lambda labels, series, path, *_: drawn.append(path.name))
+    columns = [Column("miou", "mIoU"), Column("relative/test_time_s", "test time", "x")]
+    rows = [Row("flat", {"name": "dfp"}, paper={"miou": 0.6, "relative/test_time_s": 1.0})]
+    for benchmark, names in ((None, ["t.png"]), ({"batch": 3}, ["t.png", "t-relative-test_time_s.png"])):
+        write(tmp_path / "t", Table("", columns, rows, benchmark), rows)
+        assert drawn == names
+        drawn.clear()
 
 
 def test_foreign_and_corrupt_files_are_named_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

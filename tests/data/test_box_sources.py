@@ -1,6 +1,7 @@
 """Sources that store nothing: sliding windows, the truth, and the files of another tool."""
 
 import json
+import logging
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segmod.data.instances import find_instances
 from segmod.data.proposals import BoxFiles, GridBoxes, TruthBoxes, tidy
+from segmod.data.synthetic import SyntheticScenes
 from segmod.ground.errors import UserError
 
 IMAGE = np.zeros((60, 100, 3), dtype=np.uint8)
@@ -61,6 +64,26 @@ def test_truth_is_the_boxes_of_the_objects() -> None:
     # 60 x 30 and 20 x 10 of 6000 pixels
     np.testing.assert_allclose(boxes, [[40, 30, 100, 60, 0.3], [10, 10, 30, 20, 200 / 6000]], rtol=1e-6)
     assert TruthBoxes()("a", IMAGE, np.zeros_like(mask)).shape == (0, 5)
+
+
+def test_truth_takes_the_objects_that_somebody_drew(caplog: pytest.LogCaptureFixture) -> None:
+    """Objects of one class that touch are one piece, and one that another cuts apart is two."""
+    scenes = SyntheticScenes(size=64, train_images=4, val_images=6, num_classes=2)
+    truth = TruthBoxes(scenes, ["val", "train"])
+    drawn, pieces = [], []
+    with caplog.at_level(logging.INFO):
+        for split in ("val", "train"):
+            for name in scenes.names(split):
+                image, mask = scenes.read(split, name)
+                drawn.append([i.box for i in find_instances(mask, scenes.read_objects(split, name))[0]])
+                pieces.append(len(TruthBoxes()(name, image, mask)))
+                assert sorted(truth(name, image, mask)[:, :4].tolist()) == sorted(map(list, drawn[-1]))
+                small = np.ascontiguousarray(mask[::2, ::2])  # as an image that was resized
+                assert len(truth(name, image[::2, ::2], small)) == len(drawn[-1])
+    assert list(map(len, drawn)) != pieces
+    told = [record.message for record in caplog.records]
+    assert told == [f"proposals=gt: objects of {split}: the scenes' own" for split in ("val", "train")]
+    assert len(truth("another", IMAGE, np.pad(np.ones((20, 20), np.uint8), 10))) == 1  # no image of the data: pieces
 
 
 @pytest.mark.parametrize("mask", [None, np.full((60, 100), 255, np.uint8)])

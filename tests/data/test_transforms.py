@@ -2,6 +2,7 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from segmod.data.transforms import EvalTransform, TrainTransform, reseed
 from segmod.ground.errors import UserError
@@ -124,6 +125,19 @@ def test_evaluation_keeps_the_size_or_squashes():
     out = EvalTransform(squash=10)(image, mask, (0,))
     assert out.image.shape == (3, 10, 10)
     assert out.mask.shape == (10, 10)
+
+
+def test_antialiasing_is_that_of_pil_and_moves_no_label():
+    image, mask = grid(60, 90)
+    image[::3] = 255
+    wanted = np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BILINEAR))
+    train = TrainTransform(squash=20, hflip=0, antialias=True)(image, mask, (0,))
+    score = EvalTransform(squash=20, antialias=True)(image, mask, (0,))
+    plain = EvalTransform(squash=20)(image, mask, (0,))
+    for out in (train, score):
+        np.testing.assert_array_equal(out.image.permute(1, 2, 0).numpy(), wanted)
+        assert torch.equal(out.mask, plain.mask)
+    assert not torch.equal(score.image, plain.image)
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,7 @@ def test_equals_single_crops_that_keep_all_maps(how: str, square: bool) -> None:
     boxes = np.concatenate([corners, corners + random.uniform(12, 30, (17, 2)), random.uniform(0, 1, (17, 1))], 1)
     source = Boxes(*map(tuple, boxes))
     options: dict[str, Any] = {"extend": 1.2, "square": square, "size": 24, "aggregate": how, "min_side": 20}
+    options["antialias"] = False  # as OpenCV
     first = predictor(source, batch_size=1, **options)
     chosen = first.select(source.boxes, 47, 61)
     assert chosen.min() < 0
@@ -192,6 +193,20 @@ def test_equals_single_crops_that_keep_all_maps(how: str, square: bool) -> None:
     turned = Boxes(*[(*box[:4], 1 - box[4]) for box in boxes])  # the other way round
     other = predictor(turned, batch_size=4, **options).logits(net, batch)
     torch.testing.assert_close(other, canvas, atol=1e-5, rtol=1e-5)
+
+
+def test_a_crop_that_shrinks_is_antialiased() -> None:
+    """Every fourth column white: a quarter of the light; without, what the kernel meets."""
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[:, ::4] = 200
+    seen: dict[bool, torch.Tensor] = {}
+    for antialias in (True, False):
+        net = Scripted([[0.0, 1.0]])
+        options: dict[str, Any] = {"extend": 1, "size": 8, "antialias": antialias}
+        predictor(Boxes((0, 0, 32, 32, 1)), **options).logits(net, batch_of(picture))
+        seen[antialias] = net.crops[0]
+    torch.testing.assert_close(seen[True][..., 1:-1], torch.full((3, 8, 6), 50.0), atol=0.5, rtol=0)
+    assert (seen[False] == 0).all()  # columns 1 and 2 of each four: none is white
 
 
 def test_float32_whatever_the_net_answers_and_under_autocast() -> None:

@@ -44,7 +44,11 @@ def test_no_key_is_of_two_kinds() -> None:
 def test_these_keys_are_of_the_machine() -> None:
     found = {key for key in all_keys() if kind(key) is Kind.MACHINE}
     nested = {
-        key for key in found if key.endswith(("proposals.root", "fcn.root", "batch_size"))
+        key
+        for key in found
+        if key.endswith(
+            ("proposals.root", "proposals.dataset.root", "proposals.dataset.sbd_root", "fcn.root", "batch_size")
+        )
     }  # of predictors, crops
     assert {"inference.proposals.root", "model.predictor.batch_size", "data.crops.proposals.root"} <= nested
     assert "data.batch_size" not in nested

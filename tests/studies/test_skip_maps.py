@@ -12,8 +12,8 @@ from torch import nn
 
 from segmod.commands.study import names_of
 from segmod.ground.errors import UserError
+from segmod.studies.base import find_images
 from segmod.studies.skip_maps import (
-    find_images,
     gradient_energy,
     numbered,
     receptive_field,

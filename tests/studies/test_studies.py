@@ -23,10 +23,11 @@ from segmod.inference.proposals import ProposalPredictor
 from segmod.nets.deconvnet import DeconvNet
 from segmod.runs.folders import Run
 from segmod.runs.trained import TrainedRun
-from segmod.studies.activations import Activations
+from segmod.studies.activations import Activations, Unpooling
 from segmod.studies.class_probabilities import ClassProbabilities
 from segmod.studies.object_sizes import ObjectSizes
 from segmod.studies.proposal_count import ProposalCount
+from segmod.studies.side_by_side import SideBySide
 
 
 class Nothing(nn.Module):
@@ -191,8 +192,58 @@ def test_the_objects_own_channel_can_be_drawn(tmp_path, monkeypatch):
 
 
 def test_activations_need_a_deconvolution_network(tmp_path):
-    with pytest.raises(UserError, match="Nothing has no maps of deconvolutions"):
-        Activations()(alone(), tmp_path)
+    for study in (Activations(), Unpooling()):
+        with pytest.raises(UserError, match="Nothing has no maps of deconvolutions"):
+            study(alone(), tmp_path)
+
+
+def colours_of(path):
+    """How many colours a picture has: a blank one has one, an empty figure with letters some greys."""
+    return len(np.unique(np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3), axis=0))
+
+
+def test_unpooling_puts_all_at_a_maximum_of_its_pooling(tmp_path):
+    """Sides double from 7 to 224; at most one of four values is active, and it lies where the pooling found its own."""
+    torch.manual_seed(0)
+    table = Unpooling()(alone(DeconvNet(21, width=0.03), images=1), tmp_path)
+    assert [(row["unpooling"], row["from"], row["to"]) for row in table] == [
+        (f"unpool{level}", 224 >> level, 448 >> level) for level in (5, 4, 3, 2, 1)
+    ]
+    for row in table:
+        assert 0 < row["active, unpooled"] <= 0.25 < row["active, deconvolved"]
+        assert row["at a maximum"] == 1
+    assert colours_of(tmp_path / "unpooling_0.png") > 100
+
+
+def test_runs_are_drawn_where_they_differ_most(tmp_path, monkeypatch):
+    """Ours says background; the truth shows an object of 10 %, 40 % and 20 % of three images: they differ there."""
+    masks = []
+    for rows in (10, 40, 20):
+        mask = np.zeros((100, 100), np.uint8)
+        mask[:rows], mask[-5:] = 7, 255
+        masks.append(mask)
+    look = subject(images=3, size=(100, 100))
+    monkeypatch.setattr(look.dataset, "read", lambda index: (np.full((100, 100, 3), 80, np.uint8), masks[index]))
+    drawn = {}
+    monkeypatch.setattr("segmod.viz.page", lambda rows, path, columns, labels, **_: drawn.update(c=columns, l=labels))
+    ours, oracle = SideBySide(pictures=2)({"ours": look, "oracle": ORACLE}, tmp_path)
+    assert drawn["l"] == [look.dataset.names[1], look.dataset.names[2]]
+    # of 3 * 9500 pixels with a truth 7000 are the object: background alone has 21500 of 28500 right, and no object
+    assert ours["pixel accuracy"] == pytest.approx(215 / 285)
+    assert ours["mIoU of the classes present"] == pytest.approx(215 / 285 / 2)
+    assert drawn["c"] == ["image", "truth", "ours\nmIoU 37.7 %", "oracle\nmIoU 100.0 %"]
+    assert oracle["mIoU"] == 1
+    SideBySide(pictures=1)({"ours": look}, tmp_path)  # a single run is held against the truth
+    assert drawn["l"] == [look.dataset.names[1]]
+    SideBySide(images=[0, look.dataset.names[2]], measure=1)({"ours": look, "oracle": ORACLE}, tmp_path)
+    assert drawn["l"] == [look.dataset.names[0], look.dataset.names[2]]
+
+
+def test_runs_side_by_side_have_a_legend(tmp_path):
+    SideBySide(pictures=2)(alone(images=2) | {"oracle": ORACLE}, tmp_path)
+    assert colours_of(tmp_path / "side_by_side.png") > 100
+    with pytest.raises(UserError, match="run is required: give run=FOLDER"):
+        SideBySide()({}, tmp_path)
 
 
 def test_the_command_writes_table_and_pictures(segmod, small, tmp_path, capsys):
@@ -212,7 +263,8 @@ def test_the_command_writes_table_and_pictures(segmod, small, tmp_path, capsys):
     [
         (
             [],
-            "study=... is required; choose one of activations, class_probabilities, object_sizes, proposal_count, skip",
+            "study=... is required; choose one of activations, class_probabilities, curves, heat_map, layers, "
+            "object_sizes, proposal_count, side_by_side, skip",
         ),
         (["study=colours"], "study=colours: no such option"),
         (["study=object_sizes", "run=nowhere"], "nowhere"),

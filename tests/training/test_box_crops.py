@@ -95,6 +95,16 @@ def test_validation_takes_the_same_centre_crops_whatever_the_seed():
     assert len(everything.val_dataset) > 5
 
 
+def test_stage_two_validates_on_whole_crops():
+    """Stage 1 sees the middle 32 of 40 pixels, stage 2 all of the crop at 32."""
+    for keys, wanted in (({}, (40, 32)), ({"proposals": everything}, (32, None))):
+        module = crops(**keys)
+        module.setup("validate")
+        transform = module.val_dataset.transform
+        assert (transform.squash, transform.centre) == wanted
+        assert module.val_dataset[0]["image"].shape == (3, 32, 32)
+
+
 def test_where_boxes_come_from_is_told_once(caplog):
     module = crops()
     with caplog.at_level(logging.INFO):
