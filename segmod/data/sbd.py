@@ -64,9 +64,14 @@ def read_ids(file: Path) -> list[str]:
         UserError: the file cannot be read.
     """
     try:
-        return read_text(file).split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot read the list ({reason(error)}); store it as text in UTF-8") from error
+        text = read_text(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the list ({reason(error)}); give a readable text file") from error
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"{file}: the list is no plain text: store it as UTF-8, an id a line")
+    return text.split()
 
 
 def read_mat(file: Path, struct: str = "GTcls") -> UInt8Array:

@@ -133,7 +133,7 @@ def _follow_leader() -> threading.Event:
                 tell(f"rank 0 (pid {leader}), which started this rank, died")
                 os._exit(1)
 
-    if LEADER in os.environ:
+    if LEADER in os.environ and not is_leader():  # a leader may have been started by one of another job
         threading.Thread(target=follow, daemon=True, name="leader").start()
     return left
 

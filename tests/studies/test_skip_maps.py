@@ -165,7 +165,7 @@ def test_the_command_draws_and_measures_runs(segmod, capfd):
     for arguments, message in (
         (["run=nowhere"], "run=nowhere: no run there"),
         ([f"run='{runs[0]}'", "study.images=[9]"], "study.images=9: give ids of the split"),
-        ([f"run='{runs[0]}'", "study.measure=-1"], "study.measure=-1: must be at least 0"),
+        ([f"run='{runs[0]}'", "study.measure=-1"], "study.measure=-1: give a whole number, 0 or more"),
         (["run=[]"], "run=[]: give a run"),
         (["run=[high,none]", "study=activations"], "study=activations looks at one run, not at high, none"),
         (["run=high", "against=none", "study=proposal_count"], "study=proposal_count looks at one run"),
