@@ -98,7 +98,15 @@ def train_net(
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+    except ValueError as error:  # known once the data are open
+        if "val_check_interval" not in str(error):
+            raise
+        raise UserError(
+            f"trainer.val_check_interval={cfg.trainer.val_check_interval}: longer than an epoch; give fewer batches, or count "
+            "them over epochs: trainer.check_val_every_n_epoch=null"
+        ) from error
 
 
 def score(

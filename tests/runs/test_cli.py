@@ -44,6 +44,7 @@ MISTAKES = [
     (["data=voc", "data.root=nowhere"], "nowhere/VOCdevkit/VOC2012: no such folder; set data.root"),
     (["model.net.weights=no.pth"], "model.net.weights=no.pth"),
     (["model.param_rules=[{match: nothing}]"], "model.param_rules[0].match='nothing' decides for no parameter"),
+    (["trainer.val_check_interval=99"], "trainer.val_check_interval=99: longer than an epoch"),
     (["init_from=fcn32s"], "run first: segmod-train experiment=fcn32s"),
     (["a b"], "cannot read the override"),
     (["trainer.max_epochs=null", "trainer.max_steps=0"], "set trainer.max_steps or max_epochs"),
