@@ -104,8 +104,8 @@ def train_net(
         if "val_check_interval" not in str(error):
             raise
         raise UserError(
-            f"trainer.val_check_interval={cfg.trainer.val_check_interval}: longer than an epoch; give fewer batches, or count "
-            "them over epochs: trainer.check_val_every_n_epoch=null"
+            f"trainer.val_check_interval={cfg.trainer.val_check_interval}: longer than an epoch; lower it, or count "
+            "batches over epochs: trainer.check_val_every_n_epoch=null"
         ) from error
 
 
