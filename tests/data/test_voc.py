@@ -335,8 +335,9 @@ def test_an_archive_stays_in_its_folder(tmp_path, monkeypatch, member, message):
     source = {"url": "https://nowhere.invalid/VOC.tar", "filename": "VOC.tar", "base_dir": "VOCdevkit/VOC2012"}
     monkeypatch.setitem(torchvision_voc.DATASET_YEAR_DICT, "2012", {**source, "md5": hashlib.md5(content).hexdigest()})
     monkeypatch.setattr("segmod.data.voc._DOWNLOAD_BYTES", 1000)
-    with pytest.raises(UserError, match=rf"data: the download of PASCAL VOC 2012 failed \(.*{message}") as caught:
+    with pytest.raises(UserError, match=r"data: the download of PASCAL VOC 2012 failed \(") as caught:
         download_voc(tmp_path / "data", 2012)
+    assert message in str(caught.value.__cause__)  # told in part where the path is long
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("victim"))
     assert not list(tmp_path.rglob("Segmentation"))  # half a tree would pass for a whole one the next time
