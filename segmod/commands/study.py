@@ -15,6 +15,7 @@ from segmod.ground.names import require_name
 from segmod.ground.printing import markdown, print_table, short_path, write_records
 from segmod.runs import cli
 from segmod.runs.instantiate import instantiate
+from segmod.runs.keys import differences
 from segmod.runs.launch import prepare_lightning
 from segmod.runs.trained import TrainedRun, choose_device
 from segmod.studies.base import Row, Study
@@ -60,13 +61,11 @@ def main(cfg: DictConfig) -> None:
 
 
 def names_of(runs: Sequence[TrainedRun]) -> list[str]:
-    """What to call runs: their names, or where some share one, those parts of their folders that not all have."""
+    """What to call runs: their names, or where some share one, that in which their recipes differ."""
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return names
-    parts = [[part for folder in run.directory.parts for part in folder.split("+")] for run in runs]
-    shared = set.intersection(*map(set, parts))
-    names = ["+".join(part for part in own if part not in shared) for own in parts]
+    names = differences([run.config for run in runs])
     if len(set(names)) < len(names):
         raise UserError(f"run: {runs[0].directory} is among the runs twice; give each once")
     return names

@@ -85,6 +85,18 @@ def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
+def differences(configs: Sequence[DictConfig]) -> list[str]:
+    """What sets each of some runs apart from the others, as folders are called: ``depth-0``, ``depth-1``."""
+    found = [settings(cfg) for cfg in configs]
+    keys = sorted({key for one in found for key in one})
+    keys = [key for key in keys if len({repr(one.get(key)) for one in found}) > 1]
+    ends = _endings(keys)
+    return [
+        shortened("+".join(f"{end}-{_word(one[key])}" for key, end in zip(keys, ends, strict=True) if key in one))
+        for one in found
+    ]
+
+
 # -- of a command line -----------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
@@ -114,12 +115,13 @@ def test_images_are_found_by_position_and_by_id():
 
 
 def test_runs_are_named_by_what_tells_them_apart():
-    def runs(*folders):
-        return [SimpleNamespace(name=Path(folder).parts[2], directory=Path(folder)) for folder in folders]
+    def run(name, **recipe):
+        config = OmegaConf.create({"name": name, "model": {"kernel": 7}, "runs": name, **recipe})
+        return SimpleNamespace(name=name, directory=Path("runs"), config=config)
 
-    assert names_of(runs("/r/skip_6/data-voc+a-1/seed0", "/r/skip_2/data-voc+a-1/seed0")) == ["skip_6", "skip_2"]
-    same = runs("/r/skip_6/data-voc+a-1/seed0", "/r/skip_6/data-voc+a-2/seed1")
-    assert names_of(same) == ["a-1+seed0", "a-2+seed1"]
+    assert names_of([run("skip_6", seed=0), run("skip_2", seed=1)]) == ["skip_6", "skip_2"]
+    same = [run("skip_6", data={"a": 1, "b": 2}, seed=0), run("skip_6", data={"a": 2, "b": 2, "c": "x/y.pth"}, seed=1)]
+    assert names_of(same) == ["a-1+seed-0", "a-2+c-y+seed-1"]
     with pytest.raises(UserError, match="among the runs twice"):
         names_of([same[0], same[0]])
 
@@ -166,7 +168,7 @@ def test_the_command_draws_and_measures_runs(segmod, capfd):
         (["run=nowhere"], "run=nowhere: no run there"),
         ([f"run='{runs[0]}'", "study.images=[9]"], "study.images=9: give ids of the split"),
         ([f"run='{runs[0]}'", "study.measure=-1"], "study.measure=-1: give a whole number, 0 or more"),
-        (["run=[]"], "run=[]: give a run"),
+        (["run=[]"], "run=[]: give a text"),
         (["run=[high,none]", "study=activations"], "study=activations looks at one run, not at high, none"),
         (["run=high", "against=none", "study=proposal_count"], "study=proposal_count looks at one run"),
     ):
