@@ -93,6 +93,24 @@ def table(looked: Sequence[Looked], classes: Sequence[str]) -> list[list[str]]:
     return [header, *lines]
 
 
+def balancing_weights(pixels: NDArray[np.int64], classes: int) -> list[float]:
+    """Weights by which the classes of a loss count alike: median frequency balancing (Eigen and Fergus 2015).
+
+    The weight of a class is the median of the frequencies of all classes, over its own: its pixels as a share of all
+    labelled pixels of the images that show it. A class that no image shows has 1.
+
+    Args:
+        pixels: int64 (n, 256), of each label in each image.
+        classes: how many there are.
+    """
+    labelled = pixels[:, :IGNORE_INDEX].sum(axis=1)
+    shown = pixels[:, :classes] > 0
+    frequency = pixels[:, :classes].sum(axis=0) / np.maximum(1, (labelled[:, None] * shown).sum(axis=0))
+    present = frequency > 0
+    median = np.median(frequency[present]) if present.any() else 1.0
+    return np.where(present, median / np.where(present, frequency, 1.0), 1.0).tolist()  # type: ignore[no-any-return]
+
+
 def sizes(part: Looked) -> str:
     """A line: how many images, and how large."""
     looked = "" if len(part.sizes) == part.images else f", {len(part.sizes)} of them looked at"

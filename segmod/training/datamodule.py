@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, c
 from segmod.data.passes import verify as verify_images
 from segmod.data.transforms import EvalTransform, TrainTransform, scale_range
 from segmod.ground.errors import require, whole
-from segmod.ground.types import Amount, Factor, Fraction, Images, Processes, Sample, Side, Text
+from segmod.ground.types import IGNORE_INDEX, Amount, Factor, Fraction, Images, Positive, Processes, Sample, Side, Text
 
 _MAX_WORKERS = 4
 
@@ -42,6 +43,8 @@ class SegmentationDataModule(LightningDataModule):
         pad: colour of padding, ``mean`` or ``black``.
         antialias: let every pixel of an image count where it shrinks, as PIL and MATLAB do; see `resized`.
         void_as_background: train and evaluate void pixels as background.
+        class_weights: factors of the classes in the loss, which configs hand on to the module as
+            ``${data.class_weights}``; not used here. ``auto`` is `balancing_weights`.
         crops: makes of this the datamodule that a run trains on, such as `BoxCropDataModule`; None for this itself.
             Evaluation is of whole images all the same.
         download: fetch what is missing, where the data set knows how.
@@ -73,6 +76,7 @@ class SegmentationDataModule(LightningDataModule):
         pad: str = "mean",
         antialias: bool = False,
         void_as_background: bool = False,
+        class_weights: Literal["auto"] | Sequence[Positive] | None = None,
         crops: Callable[[SegmentationDataModule], LightningDataModule] | None = None,
         download: bool = False,
         verify: bool = False,
@@ -130,6 +134,14 @@ class SegmentationDataModule(LightningDataModule):
             verify_images([self.split(name) for name in splits])
         if self.summary is not None:
             summary.show([self.split(name) for name in splits], self.summary)
+
+    def balancing_weights(self) -> dict[str, float]:
+        """Return the weight of each class by its name, counted over the masks of the training split."""
+        split = self.split(self.train_split)
+        pixels = summary.look(split, len(split)).pixels
+        if self.void_as_background:
+            pixels[:, 0] += pixels[:, IGNORE_INDEX]
+        return dict(zip(self.legend.classes, summary.balancing_weights(pixels, len(self.legend.classes)), strict=True))
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that a stage (``fit``, ``validate``; None for all) needs.

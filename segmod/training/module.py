@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segmod.ground.errors import UserError
-from segmod.ground.types import Batch, Predictor, Text, labels_of
+from segmod.ground.types import Batch, Positive, Predictor, Text, labels_of
 from segmod.inference.dense import DensePredictor
+from segmod.losses import weigh_classes, weighted_parts
 from segmod.metrics import SegmentationMetrics, summarise
 from segmod.nets.weights import load_net
 from segmod.optim import ParamRule, param_groups, scale_groups
@@ -42,6 +43,8 @@ class SegmentationModule(L.LightningModule):
         compile: Compile the net in place (state-dict keys stay as they are).
         channels_last: Keep image and weights in channels-last memory order.
         scheduler_monitor: Metric that a plateau schedule watches, such as ``val/pixel_acc``.
+        class_weights: Factors of the classes in the loss; ``auto`` has the datamodule count them when a training
+            begins, and is resumed with what was counted, which the checkpoint keeps.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class SegmentationModule(L.LightningModule):
         compile: bool = False,
         channels_last: bool = False,
         scheduler_monitor: Text | None = None,
+        class_weights: Literal["auto"] | Sequence[Positive] | None = None,
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
@@ -68,7 +72,10 @@ class SegmentationModule(L.LightningModule):
         self.compile_net = compile
         self.channels_last = channels_last
         self.scheduler_monitor = scheduler_monitor
-        self.metrics = SegmentationMetrics(int(net.num_classes))  # type: ignore[arg-type]
+        self.class_weights = class_weights
+        classes = int(net.num_classes)  # type: ignore[arg-type]
+        weigh_classes(loss, [1.0] * classes if class_weights == "auto" else class_weights, classes)
+        self.metrics = SegmentationMetrics(classes)
         self._epoch_loss = torch.zeros(())
         self._epoch_batches = 0
         self.confusion: Tensor | None = None  # (K, K), of the last validation, summed over all ranks
@@ -99,6 +106,27 @@ class SegmentationModule(L.LightningModule):
                 log.info("init_from %s: %s", self.init_from, transfer)
         if self.compile_net:
             self.net.compile()
+
+    def on_fit_start(self) -> None:
+        """Let one process count the classes, if asked; a run that is resumed has what was counted by now."""
+        if self.class_weights != "auto" or self.trainer.ckpt_path is not None:
+            return
+        weights = self.trainer.strategy.broadcast(self._counted() if self.trainer.is_global_zero else None)
+        for part in weighted_parts(self.loss):
+            part.weight.copy_(torch.tensor(weights))  # type: ignore[operator]
+
+    def _counted(self) -> list[float]:
+        """Weights of the classes by how frequent they are in what is trained on.
+
+        Raises:
+            UserError: That is no images whose pixels could be counted.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "balancing_weights"):
+            raise UserError("data.class_weights=auto: this stage trains on no whole images; give a list, or null")
+        found: dict[str, float] = data.balancing_weights()
+        log.info("data.class_weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in found.items()))
+        return list(found.values())
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bring the images into channels-last order if asked."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from segmod.ground.errors import UserError
 from segmod.nets.normalise import Normalise
 from segmod.optim import Linear, Plateau
 from segmod.training.module import SegmentationModule
@@ -176,6 +177,38 @@ def test_what_the_score_layers_see_is_told_once_at_the_start(train: Train, caplo
     train(False, [], module=module(net=Streams()))  # four steps of two images
     (line,) = [record.getMessage() for record in caplog.records if "rms" in record.getMessage()]
     assert line.endswith("fc7 1 (4096), pool4 4.5 (512)")
+
+
+# -- weights of classes ----------------------------------------------------------------------------------------------
+
+
+def test_classes_are_counted_when_a_training_begins(train: Train, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "segmod")
+    made = module(class_weights="auto")
+    trainer = train(False, [], module=made)
+    counted = list(trainer.datamodule.balancing_weights().values())  # type: ignore[attr-defined]
+    assert len(set(counted)) > 1
+    assert made.loss.weight.tolist() == pytest.approx(counted)  # type: ignore[union-attr, operator]
+    (line,) = [record.getMessage() for record in caplog.records if "class_weights" in record.getMessage()]
+    assert line.startswith(f"data.class_weights: background {counted[0]:.3g}, aeroplane {counted[1]:.3g}, ")
+
+
+def test_weights_change_the_loss(train: Train) -> None:
+    made = module(class_weights=[1, 2, 3, 4, 5])
+    train(False, [], module=made)
+    assert made.loss.weight.tolist() == [1, 2, 3, 4, 5]  # type: ignore[union-attr, operator]
+    assert "loss.weight" in made.state_dict()
+    with pytest.raises(UserError, match=r"data\.class_weights has 2 numbers; the data have 5 classes"):
+        module(class_weights=[1, 2])
+
+
+def test_weights_are_counted_of_whole_images_alone() -> None:
+    made = module(class_weights="auto")
+    made.trainer = SimpleNamespace(  # type: ignore[assignment]
+        ckpt_path=None, is_global_zero=True, datamodule=object(), strategy=SimpleNamespace(broadcast=lambda it: it)
+    )
+    with pytest.raises(UserError, match=r"data\.class_weights=auto: this stage trains on no whole images"):
+        made.on_fit_start()
 
 
 # -- seeds -----------------------------------------------------------------------------------------------------------
