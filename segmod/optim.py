@@ -16,6 +16,8 @@ from typing_extensions import TypedDict  # typing's own cannot be checked before
 from segmod.ground.errors import UserError
 from segmod.ground.types import Amount, Count, NotNegative, Positive
 
+_RISING = ("val/miou", "val/mean_acc", "val/pixel_acc", "val/fwiou")
+
 
 class ParamRule(TypedDict):
     """What to do with the parameters whose name the pattern finds; multipliers default to 1."""
@@ -180,6 +182,20 @@ class Step(Schedule):
 
     def factor(self, t: int, total: float) -> float:  # noqa: D102
         return float(self.gamma ** (t // self.every))
+
+
+def watched(schedule: ReduceLROnPlateau, metric: str | None) -> str:
+    """The metric that a plateau schedule watches.
+
+    Raises:
+        UserError: There is none, or the schedule takes it for better the other way round.
+    """
+    if metric is None:
+        raise UserError("model.scheduler_monitor: name the metric that the schedule watches, such as val/miou")
+    right = "min" if "loss" in metric else "max" if metric in _RISING else schedule.mode
+    if schedule.mode != right:
+        raise UserError(f"model.scheduler.mode={schedule.mode}: of {metric} the {right} is best; give mode: {right}")
+    return metric
 
 
 class Plateau(ReduceLROnPlateau):

@@ -100,6 +100,22 @@ def test_loss_optimiser_and_schedule_of_a_model_can_be_swapped(
     assert optimiser.param_groups[0]["lr"] == pytest.approx(cfg.model.optimizer.lr / 3)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "interval"),
+    [
+        (["scheduler=cosine"], "step"),
+        (["scheduler=one_cycle"], "step"),
+        (["scheduler=torch", "model.scheduler._target_=torch.optim.lr_scheduler.ConstantLR"], "epoch"),
+    ],
+)
+def test_schedules_of_torch_can_be_chosen(chosen: list[str], interval: str) -> None:
+    cfg = composed("model=fcn32s", *chosen)
+    check(OmegaConf.to_container(cfg.model, resolve=True), "model")
+    schedule = instantiate(cfg, "model.scheduler")
+    assert issubclass(schedule.func, torch.optim.lr_scheduler.LRScheduler)
+    assert cfg.model.scheduler_interval == interval
+
+
 @pytest.mark.parametrize("crops", ["objects", "proposals"])
 def test_crops_of_any_data_and_model(crops: str) -> None:
     cfg = composed("data=voc", "model=fcn8s", f"crops={crops}")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -80,6 +82,41 @@ def test_schedule_state_loads_as_plain_weights(tmp_path) -> None:  # type: ignor
     other = Poly(torch.optim.SGD(net().parameters(), lr=1.0), total_steps=10)
     other.load_state_dict(torch.load(tmp_path / "s.pt", weights_only=True))
     assert other.last_epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("OneCycleLR", {"max_lr": 1.0, "total_steps": 10}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 3}),
+        ("CosineAnnealingLR", {"T_max": 9}),
+        ("MultiStepLR", {"milestones": [2, 6]}),
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3}),
+        ("PolynomialLR", {"total_iters": 8}),
+    ],
+)
+def test_schedules_of_torch_go_on_from_a_checkpoint(name: str, keys: dict[str, object], tmp_path: Path) -> None:
+    """Which is read as plain weights; the rates after it are those of a schedule that was not cut off."""
+
+    def made() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        optimizer = torch.optim.SGD(net().parameters(), lr=1.0, momentum=0.9)
+        return optimizer, getattr(torch.optim.lr_scheduler, name)(optimizer, **keys)
+
+    def step(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:
+        optimizer.step()
+        schedule.step()
+        return float(optimizer.param_groups[0]["lr"])
+
+    whole, cut = made(), made()
+    for _ in range(3):
+        assert step(*whole) == step(*cut)
+    torch.save([part.state_dict() for part in cut], tmp_path / "s.pt")
+    resumed = made()
+    for part, state in zip(resumed, torch.load(tmp_path / "s.pt", weights_only=True), strict=True):
+        part.load_state_dict(state)
+    found = [step(*resumed) for _ in range(4)]
+    assert found == [step(*whole) for _ in range(4)]
+    assert len(set(found)) > 1
 
 
 def test_compound_multiplies_the_factors_of_all_epochs() -> None:

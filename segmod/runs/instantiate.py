@@ -104,6 +104,8 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
             check(value, f"{key}.{name}")
         return
 
+    if node["_target_"] == "???":
+        raise UserError(f"{key}._target_ is required: give {key}._target_=..., the class to build")
     target = _locate(node["_target_"], key)
     parameters, hints = _signature(target)
     hints |= OF_LIBRARIES.get(node["_target_"], {})

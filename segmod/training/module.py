@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from segmod.ground.errors import UserError
 from segmod.ground.types import Batch, Positive, Predictor, Text, labels_of
@@ -21,7 +22,7 @@ from segmod.inference.dense import DensePredictor
 from segmod.losses import weigh_classes, weighted_parts
 from segmod.metrics import SegmentationMetrics, summarise
 from segmod.nets.weights import load_net
-from segmod.optim import ParamRule, param_groups, scale_groups
+from segmod.optim import ParamRule, param_groups, scale_groups, watched
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +37,16 @@ class SegmentationModule(L.LightningModule):
         net: Maps image (B, 3, H, W) to logits (B, K, H, W).
         loss: Maps (logits, mask) to a scalar.
         optimizer: Takes parameter groups, returns an optimiser (``_partial_: true`` in the config).
-        scheduler: Takes the optimiser (and ``total_steps``, ``steps_per_epoch`` if it has them), returns a schedule.
+        scheduler: Takes the optimiser, returns a schedule. Filled in where it takes them: ``total_steps`` (or
+            ``T_max``) and ``steps_per_epoch``, counted in ``scheduler_interval``, and ``max_lr``, each group's rate.
         predictor: Scores whole images in validation; None for `DensePredictor`, one plain forward pass.
         param_rules: Learning-rate and decay multipliers by parameter name, first match wins.
         init_from: Checkpoint whose net weights to start from, where names and shapes agree.
         compile: Compile the net in place (state-dict keys stay as they are).
         channels_last: Keep image and weights in channels-last memory order.
         scheduler_monitor: Metric that a plateau schedule watches, such as ``val/pixel_acc``.
+        scheduler_interval: Whether the schedule takes a step after each ``step`` of the optimiser or each ``epoch``;
+            of a plateau schedule always an epoch.
         class_weights: Factors of the classes in the loss; ``auto`` has the datamodule count them when a training
             begins, and is resumed with what was counted, which the checkpoint keeps.
     """
@@ -59,6 +63,7 @@ class SegmentationModule(L.LightningModule):
         compile: bool = False,
         channels_last: bool = False,
         scheduler_monitor: Text | None = None,
+        scheduler_interval: Literal["step", "epoch"] = "step",
         class_weights: Literal["auto"] | Sequence[Positive] | None = None,
     ) -> None:
         super().__init__()
@@ -72,6 +77,7 @@ class SegmentationModule(L.LightningModule):
         self.compile_net = compile
         self.channels_last = channels_last
         self.scheduler_monitor = scheduler_monitor
+        self.scheduler_interval = scheduler_interval
         self.class_weights = class_weights
         classes = int(net.num_classes)  # type: ignore[arg-type]
         weigh_classes(loss, [1.0] * classes if class_weights == "auto" else class_weights, classes)
@@ -236,25 +242,34 @@ class SegmentationModule(L.LightningModule):
         scale_groups(optimizer)
         if self.scheduler is None:
             return optimizer
-        length: dict[str, int] = {}
-        if "total_steps" in inspect.signature(self.scheduler).parameters:
+        try:
+            schedule = self.scheduler(optimizer, **self._filled_in(optimizer))
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise UserError(f"model.scheduler: {error}") from error
+        config: dict[str, Any] = {"scheduler": schedule, "interval": self.scheduler_interval}
+        if isinstance(schedule, ReduceLROnPlateau):
+            config |= {"monitor": watched(schedule, self.scheduler_monitor), "interval": "epoch"}
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def _filled_in(self, optimizer: Optimizer) -> dict[str, Any]:
+        """What the schedule takes of the training's length and the optimiser's rates, and the config leaves open."""
+        assert self.scheduler is not None
+        takes = inspect.signature(self.scheduler).parameters
+        given = getattr(self.scheduler, "keywords", {})
+        steps_per_epoch = 1
+        if "steps_per_epoch" in takes or self.scheduler_interval == "epoch":
+            if self.trainer.num_training_batches == float("inf"):  # the loader has not been made yet
+                self.trainer.fit_loop.setup_data()
+            steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        found: dict[str, Any] = {"max_lr": [group["lr"] for group in optimizer.param_groups]}
+        if {"total_steps", "T_max"} & set(takes):
             total = self.trainer.estimated_stepping_batches
             if not 0 < total < float("inf"):
                 raise UserError("model.scheduler needs the length of the training: set trainer.max_steps or max_epochs")
-            length["total_steps"] = int(total)
-        if "steps_per_epoch" in inspect.signature(self.scheduler).parameters:
-            if self.trainer.num_training_batches == float("inf"):  # the loader has not been made yet
-                self.trainer.fit_loop.setup_data()
-            batches = self.trainer.num_training_batches
-            length["steps_per_epoch"] = math.ceil(batches / self.trainer.accumulate_grad_batches)
-        try:
-            schedule = self.scheduler(optimizer, **length)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model.scheduler: {error}") from error
-        config: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
-        if self.scheduler_monitor is not None:
-            config |= {"monitor": self.scheduler_monitor, "interval": "epoch"}
-        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+            by_epoch = self.scheduler_interval == "epoch"
+            found["total_steps"] = found["T_max"] = math.ceil(total / steps_per_epoch) if by_epoch else int(total)
+        found["steps_per_epoch"] = 1 if self.scheduler_interval == "epoch" else steps_per_epoch
+        return {name: value for name, value in found.items() if name in takes and name not in given}
 
     def _fused(self) -> dict[str, bool]:
         """``fused=True`` where optimiser, device and precision allow it and the config leaves it open.

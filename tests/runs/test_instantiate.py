@@ -65,6 +65,9 @@ def test_nested_nodes_are_checked_with_their_full_key() -> None:
     )
     with pytest.raises(UserError, match=r"model\.loss\.ignore_index='x' has the wrong type"):
         instantiate(cfg, "model")
+    cfg.model.loss._target_ = "???"
+    with pytest.raises(UserError, match=r"model\.loss\._target_ is required: give model\.loss\._target_="):
+        instantiate(cfg, "model")
 
 
 def test_a_list_is_a_tensor_where_the_signature_asks_for_one() -> None:

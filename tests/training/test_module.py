@@ -94,6 +94,56 @@ def test_a_plateau_is_looked_for_after_every_epoch(train: Train) -> None:
     assert found == [[1e-6]] * 4 + [[5e-7]] * 2
 
 
+def test_one_cycle_rises_to_the_rate_of_each_group(train: Train) -> None:
+    # of four steps 0 to 3 the peak is 0.5 * 4 - 1 = 1: from a quarter up to the rates of the groups, and in two equal
+    # steps down to where it began
+    cycle = partial(
+        torch.optim.lr_scheduler.OneCycleLR, pct_start=0.5, anneal_strategy="linear", final_div_factor=1.0,
+        cycle_momentum=False, div_factor=4.0,
+    )  # fmt: skip
+    found = torch.tensor(rates(train, module(param_rules=RULES, scheduler=cycle)))
+    assert found[:, 1].tolist() == pytest.approx([0.025, 0.1, 0.0625, 0.025])
+    assert torch.allclose(found[:, 0], 2 * found[:, 1])
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_schedule_takes_its_steps_and_its_length_in_its_interval(train: Train, interval: str) -> None:
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+    found = rates(train, module(scheduler=cosine, scheduler_interval=interval))
+    # half a cosine over 4 steps, or over 2 epochs: (1 + cos(pi t / T)) / 2
+    expected = [1, 0.85355339, 0.5, 0.14644661] if interval == "step" else [1, 1, 0.5, 0.5]
+    assert [rate for (rate,) in found] == pytest.approx([0.1 * factor for factor in expected])
+    # ours count as they are called, too: 1, 1/2 of two epochs
+    found = rates(train, module(scheduler=Linear, scheduler_interval=interval))
+    expected = [1, 0.75, 0.5, 0.25] if interval == "step" else [1, 1, 0.5, 0.5]
+    assert [rate for (rate,) in found] == pytest.approx([0.1 * factor for factor in expected])
+
+
+def test_a_length_that_the_config_gives_stays(train: Train) -> None:
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2)
+    found = rates(train, module(scheduler=cosine))
+    assert [rate for (rate,) in found] == pytest.approx([0.1, 0.05, 0, 0.05])
+
+
+@pytest.mark.parametrize(
+    ("mode", "monitor", "message"),
+    [
+        ("min", "val/miou", r"model\.scheduler\.mode=min: of val/miou the max is best; give mode: max"),
+        ("max", "train/loss_epoch", r"model\.scheduler\.mode=max: of train/loss_epoch the min is best"),
+        ("max", None, r"model\.scheduler_monitor: name the metric"),
+    ],
+)
+def test_a_plateau_watches_for_what_is_better(mode: Any, monitor: str | None, message: str, train: Train) -> None:
+    plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, mode=mode)
+    with pytest.raises(UserError, match=message):
+        train(False, [], module=module(scheduler=plateau, scheduler_monitor=monitor))
+
+
+def test_what_a_schedule_lacks_is_told(train: Train) -> None:
+    with pytest.raises(UserError, match=r"model\.scheduler: .*'step_size'"):
+        train(False, [], module=module(scheduler=torch.optim.lr_scheduler.StepLR))
+
+
 @pytest.mark.parametrize(
     ("precision", "clip", "fused"),
     [
