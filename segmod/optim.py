@@ -153,6 +153,13 @@ class Linear(Schedule):
         return max(0.0, 1.0 - t / total)
 
 
+class Cosine(Schedule):
+    """(1 + cos(pi t / total)) / 2: half a cosine (Loshchilov and Hutter 2017, eq. 5, without restarts)."""
+
+    def factor(self, t: int, total: float) -> float:  # noqa: D102
+        return (1 + math.cos(math.pi * min(1.0, t / total))) / 2
+
+
 class Compound(Schedule):
     """Product of 1 - i / total over i = 1 ... t: falls towards zero ever faster."""
 

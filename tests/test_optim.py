@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from segmod.ground.errors import UserError
-from segmod.optim import Compound, Constant, Linear, Plateau, Poly, Schedule, Step, param_groups, scale_groups
+from segmod.optim import Compound, Constant, Cosine, Linear, Plateau, Poly, Schedule, Step, param_groups, scale_groups
 
 
 def net() -> nn.Module:
@@ -59,6 +59,8 @@ def test_schedules_follow_their_formulas() -> None:
     assert rates(Constant, 3) == [1, 1, 1]
     assert rates(Linear, 4, total_steps=4) == [1, 0.75, 0.5, 0.25]
     assert rates(Poly, 4, total_steps=4, power=2.0) == [1, 0.5625, 0.25, 0.0625]
+    # cos of 0, 60, 120 degrees is 1, 1/2, -1/2
+    assert rates(Cosine, 3, total_steps=3) == pytest.approx([1, 0.75, 0.25])
     assert rates(Step, 5, total_steps=5, every=2, gamma=0.1) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
