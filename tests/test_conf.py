@@ -116,6 +116,15 @@ def test_schedules_of_torch_can_be_chosen(chosen: list[str], interval: str) -> N
     assert cfg.model.scheduler_interval == interval
 
 
+@pytest.mark.parametrize("preset", ["paper", "light", "strong"])
+@pytest.mark.parametrize("model", ["fcn8s", "tiny"])
+def test_augmentation_of_any_model(model: str, preset: str) -> None:
+    cfg = composed(f"model={model}", f"augment={preset}")
+    assert bool(cfg.data.augment) == (preset != "paper")
+    assert {**cfg.data, "augment": []} == {**composed(f"model={model}").data}
+    instantiate(cfg, "data")
+
+
 @pytest.mark.parametrize("crops", ["objects", "proposals"])
 def test_crops_of_any_data_and_model(crops: str) -> None:
     cfg = composed("data=voc", "model=fcn8s", f"crops={crops}")

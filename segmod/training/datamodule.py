@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,7 @@ class SegmentationDataModule(LightningDataModule):
         hflip: probability of a horizontal flip.
         pad: colour of padding, ``mean`` or ``black``.
         antialias: let every pixel of an image count where it shrinks, as PIL and MATLAB do; see `resized`.
+        augment: further transforms of training images, of albumentations; see `augmentations`.
         void_as_background: train and evaluate void pixels as background.
         class_weights: factors of the classes in the loss, which configs hand on to the module as
             ``${data.class_weights}``; not used here. ``auto`` is `balancing_weights`.
@@ -75,6 +76,7 @@ class SegmentationDataModule(LightningDataModule):
         hflip: Fraction = 0.5,
         pad: str = "mean",
         antialias: bool = False,
+        augment: Any = (),
         void_as_background: bool = False,
         class_weights: Literal["auto"] | Sequence[Positive] | None = None,
         crops: Callable[[SegmentationDataModule], LightningDataModule] | None = None,
@@ -89,7 +91,7 @@ class SegmentationDataModule(LightningDataModule):
         require(whole(seed, 0), f"data.seed={seed}: must be a whole number of at least 0")
         require(summary is None or whole(summary, 1), f"data.summary={summary}: must be 1 or more images, or null")
         require(not eval_squash or squash is not None, "data.eval_squash=true: set data.squash to the size as well")
-        self.train_transform = TrainTransform(crop_size, scale, short_side, squash, hflip, pad, antialias)
+        self.train_transform = TrainTransform(crop_size, scale, short_side, squash, hflip, pad, antialias, augment)
         size = dataset.image_size
         self._one_size = self.train_transform.gives_one_size(size is not None)
         if size is not None and crop_size and not squash and not short_side:

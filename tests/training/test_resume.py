@@ -479,10 +479,10 @@ def test_signal_handlers_are_given_back(segmod: Any, small: tuple[str, ...]) -> 
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
 
 
-def test_a_resumed_run_keeps_the_weights_that_were_counted(
+def test_a_resumed_run_keeps_its_augmentation_and_the_weights_that_were_counted(
     segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("train", *small, *OVERRIDES, "data.class_weights=auto", "loss=cross_entropy_dice")
+    command = ("train", *small, *OVERRIDES, "data.class_weights=auto", "loss=cross_entropy_dice", "augment=strong")
     assert segmod(*command, "runs=whole") == 0
     with monkeypatch.context() as patch:
         crash_at(patch, "on_train_batch_end", 5)
