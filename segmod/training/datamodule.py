@@ -145,6 +145,12 @@ class SegmentationDataModule(LightningDataModule):
             pixels[:, 0] += pixels[:, IGNORE_INDEX]
         return dict(zip(self.legend.classes, summary.balancing_weights(pixels, len(self.legend.classes)), strict=True))
 
+    def measured_colours(self) -> dict[str, list[float]]:
+        """Return mean and standard deviation of red, green and blue, 0..255, over 500 training images, or all."""
+        if self.download:
+            self.dataset.download([self.train_split])
+        return summary.mean_and_std(summary.look(self.split(self.train_split), 500).colours)
+
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that a stage (``fit``, ``validate``; None for all) needs.
 
