@@ -132,7 +132,7 @@ class Lovasz(_Weighted):
         classes = labels.unique()  # type: ignore[no-untyped-call]
         losses = [p[:0].sum()]
         for label in classes:
-            truth = (labels == label).float()
+            truth = (labels == label).long()  # whole numbers, whose sums come out the same on a GPU every time
             errors, order = (truth - p[:, label]).abs().sort(descending=True)
             found = truth[order]
             jaccard = 1 - (found.sum() - found.cumsum(0)) / (found.sum() + (1 - found).cumsum(0))

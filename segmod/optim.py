@@ -201,7 +201,9 @@ def watched(schedule: ReduceLROnPlateau, metric: str | None) -> str:
         raise UserError("model.scheduler_monitor: name the metric that the schedule watches, such as val/miou")
     right = "min" if "loss" in metric else "max" if metric in _RISING else schedule.mode
     if schedule.mode != right:
-        raise UserError(f"model.scheduler.mode={schedule.mode}: of {metric} the {right} is best; give mode: {right}")
+        raise UserError(
+            f"model.scheduler.mode={schedule.mode}: {right} is best for {metric}; give ++model.scheduler.mode={right}"
+        )
     return metric
 
 

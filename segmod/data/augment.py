@@ -10,7 +10,7 @@ from typing import Any
 import albumentations as A
 import numpy as np
 
-from segmod.ground.errors import UserError, require
+from segmod.ground.errors import UserError, cut, require
 from segmod.ground.types import IGNORE_INDEX
 
 _TRIALS = 4
@@ -61,7 +61,7 @@ def _build(step: Any, key: str, fill: tuple[int, int, int]) -> Any:
         if argument not in takes:
             close = difflib.get_close_matches(str(argument), takes, n=1)
             meant = f"did you mean {close[0]}?" if close else f"it takes {', '.join(takes)}"
-            raise UserError(f"{key}.{name}: takes no {str(argument)[:60]}; {meant}"[:300])
+            raise UserError(cut(f"{key}.{name}: takes no {str(argument)[:60]}; {meant}", 300))
     if "border_mode" in takes:  # what moves pixels
         arguments.setdefault("fill", fill)
     if "fill_mask" in takes and takes["fill_mask"].default is not None:  # None: labels stay, whatever the image shows
@@ -74,7 +74,7 @@ def _build(step: Any, key: str, fill: tuple[int, int, int]) -> Any:
         lines = [line.strip() for line in str(error).splitlines()] or ["cannot be made"]
         if len(lines) > 2:  # pydantic's: how many faults, then of each the argument and the reason
             lines = [f"{lines[1].partition('.')[0]}: {lines[2].partition(' [type')[0]}"]
-        raise UserError(f"{key}.{name}: {lines[0]}"[:300]) from None
+        raise UserError(cut(f"{key}.{name}: {lines[0]}", 300)) from None
 
 
 def _try(step: Any, key: str, size: tuple[int, int]) -> None:
@@ -88,7 +88,7 @@ def _try(step: Any, key: str, size: tuple[int, int]) -> None:
             out = step(image=image.copy(), mask=mask.copy(), force_apply=True)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{key} cannot be done to an image and its mask ({reason})"[:300]) from error
+            raise UserError(cut(f"{key} cannot be done to an image and its mask ({reason})", 300)) from error
         for what, before in (("image", image), ("mask", mask)):
             found = out[what]
             shown = f"{found.dtype} {tuple(found.shape)}"

@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, cut
 from segmod.runs import cli
 from segmod.runs.values import OF_LIBRARIES, check_type, shown
 
@@ -118,7 +118,7 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
         remedy = _alternatives(strange[0], parameters)
         if "mean" not in remedy and "[" not in key:  # as what another optimiser has left behind
             remedy = f"leave it out by {' '.join(f'~{key}.{name}' for name in strange)}, or {remedy}"
-        raise BuildError(f"{key}.{strange[0]}: {node['_target_']} takes no such argument; {remedy}")
+        raise BuildError(cut(f"{key}.{strange[0]}: {node['_target_']} takes no such argument; {remedy}", 300))
     for name, value in arguments.items():
         if value == "???":
             raise UserError(f"{key}.{name} is required: give {key}.{name}=...")

@@ -114,25 +114,22 @@ class SegmentationModule(L.LightningModule):
             self.net.compile()
 
     def on_fit_start(self) -> None:
-        """Let one process count the classes, if asked; a run that is resumed has what was counted by now."""
-        if self.class_weights != "auto" or self.trainer.ckpt_path is not None:
-            return
-        weights = self.trainer.strategy.broadcast(self._counted() if self.trainer.is_global_zero else None)
-        for part in weighted_parts(self.loss):
-            part.weight.copy_(torch.tensor(weights))  # type: ignore[operator]
-
-    def _counted(self) -> list[float]:
-        """Weights of the classes by how frequent they are in what is trained on.
+        """Let one process count the classes, if asked; a run that is resumed has what was counted by now.
 
         Raises:
-            UserError: That is no images whose pixels could be counted.
+            UserError: What is trained on is no images whose pixels could be counted.
         """
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)  # None where a step is timed and no more
+        if self.class_weights != "auto" or self.trainer.ckpt_path is not None or data is None:
+            return
         if not hasattr(data, "balancing_weights"):
             raise UserError("data.class_weights=auto: this stage trains on no whole images; give a list, or null")
-        found: dict[str, float] = data.balancing_weights()
-        log.info("data.class_weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in found.items()))
-        return list(found.values())
+        first = self.trainer.is_global_zero
+        found: dict[str, float] = self.trainer.strategy.broadcast(data.balancing_weights() if first else {})
+        if first:
+            log.info("data.class_weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in found.items()))
+        for part in weighted_parts(self.loss):
+            part.weight.copy_(torch.tensor([*found.values()]))  # type: ignore[operator]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bring the images into channels-last order if asked."""
