@@ -16,6 +16,8 @@ from typing_extensions import TypedDict  # typing's own cannot be checked before
 from segmod.ground.errors import UserError
 from segmod.ground.types import Amount, Count, NotNegative, Positive
 
+_RISING = ("val/miou", "val/mean_acc", "val/pixel_acc", "val/fwiou")
+
 
 class ParamRule(TypedDict):
     """What to do with the parameters whose name the pattern finds; multipliers default to 1."""
@@ -151,6 +153,13 @@ class Linear(Schedule):
         return max(0.0, 1.0 - t / total)
 
 
+class Cosine(Schedule):
+    """(1 + cos(pi t / total)) / 2: half a cosine (Loshchilov and Hutter 2017, eq. 5, without restarts)."""
+
+    def factor(self, t: int, total: float) -> float:  # noqa: D102
+        return (1 + math.cos(math.pi * min(1.0, t / total))) / 2
+
+
 class Compound(Schedule):
     """Product of 1 - i / total over i = 1 ... t: falls towards zero ever faster."""
 
@@ -180,6 +189,22 @@ class Step(Schedule):
 
     def factor(self, t: int, total: float) -> float:  # noqa: D102
         return float(self.gamma ** (t // self.every))
+
+
+def watched(schedule: ReduceLROnPlateau, metric: str | None) -> str:
+    """The metric that a plateau schedule watches.
+
+    Raises:
+        UserError: There is none, or the schedule takes it for better the other way round.
+    """
+    if metric is None:
+        raise UserError("model.scheduler_monitor: name the metric that the schedule watches, such as val/miou")
+    right = "min" if "loss" in metric else "max" if metric in _RISING else schedule.mode
+    if schedule.mode != right:
+        raise UserError(
+            f"model.scheduler.mode={schedule.mode}: {right} is best for {metric}; give ++model.scheduler.mode={right}"
+        )
+    return metric
 
 
 class Plateau(ReduceLROnPlateau):

@@ -75,8 +75,14 @@ def test_experiment_composes_into_valid_arguments(experiment: str, data: str) ->
         ("cross_entropy", "sgd", "constant"),
         ("balanced_cross_entropy", "adam", "plateau"),
         ("one_vs_rest", "adamw", "poly"),
+        ("dice", None, "constant"),
+        ("lovasz", None, "constant"),
+        ("focal", None, "constant"),
+        ("ohem", None, "constant"),
+        ("cross_entropy_dice", None, "constant"),
         (None, None, "linear"),
         (None, None, "compound"),
+        (None, None, "cosine"),
         (None, None, "step"),
     ],
 )
@@ -93,6 +99,30 @@ def test_loss_optimiser_and_schedule_of_a_model_can_be_swapped(
     schedule = instantiate(cfg, "model.scheduler")
     schedule(optimiser, **({"total_steps": 100} if "total_steps" in inspect.signature(schedule).parameters else {}))
     assert optimiser.param_groups[0]["lr"] == pytest.approx(cfg.model.optimizer.lr / 3)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "interval"),
+    [
+        (["scheduler=one_cycle"], "step"),
+        (["scheduler=torch", "model.scheduler._target_=torch.optim.lr_scheduler.ConstantLR"], "epoch"),
+    ],
+)
+def test_schedules_of_torch_can_be_chosen(chosen: list[str], interval: str) -> None:
+    cfg = composed(*chosen)
+    check(OmegaConf.to_container(cfg.model, resolve=True), "model")
+    schedule = instantiate(cfg, "model.scheduler")
+    assert issubclass(schedule.func, torch.optim.lr_scheduler.LRScheduler)
+    assert cfg.model.scheduler_interval == interval
+
+
+@pytest.mark.parametrize("preset", ["paper", "light", "strong"])
+@pytest.mark.parametrize("model", ["fcn8s", "tiny"])
+def test_augmentation_of_any_model(model: str, preset: str) -> None:
+    cfg = composed(f"model={model}", f"augment={preset}")
+    assert bool(cfg.data.augment) == (preset != "paper")
+    assert {**cfg.data, "augment": []} == {**composed(f"model={model}").data}
+    instantiate(cfg, "data")
 
 
 @pytest.mark.parametrize("crops", ["objects", "proposals"])

@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from segmod.ground.errors import UserError
-from segmod.optim import Compound, Constant, Linear, Plateau, Poly, Schedule, Step, param_groups, scale_groups
+from segmod.optim import Compound, Constant, Cosine, Linear, Plateau, Poly, Schedule, Step, param_groups, scale_groups
 
 
 def net() -> nn.Module:
@@ -57,6 +59,8 @@ def test_schedules_follow_their_formulas() -> None:
     assert rates(Constant, 3) == [1, 1, 1]
     assert rates(Linear, 4, total_steps=4) == [1, 0.75, 0.5, 0.25]
     assert rates(Poly, 4, total_steps=4, power=2.0) == [1, 0.5625, 0.25, 0.0625]
+    # cos of 0, 60, 120 degrees is 1, 1/2, -1/2
+    assert rates(Cosine, 3, total_steps=3) == pytest.approx([1, 0.75, 0.25])
     assert rates(Step, 5, total_steps=5, every=2, gamma=0.1) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
@@ -80,6 +84,41 @@ def test_schedule_state_loads_as_plain_weights(tmp_path) -> None:  # type: ignor
     other = Poly(torch.optim.SGD(net().parameters(), lr=1.0), total_steps=10)
     other.load_state_dict(torch.load(tmp_path / "s.pt", weights_only=True))
     assert other.last_epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("OneCycleLR", {"max_lr": 1.0, "total_steps": 10}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 3}),
+        ("CosineAnnealingLR", {"T_max": 9}),
+        ("MultiStepLR", {"milestones": [2, 6]}),
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3}),
+        ("PolynomialLR", {"total_iters": 8}),
+    ],
+)
+def test_schedules_of_torch_go_on_from_a_checkpoint(name: str, keys: dict[str, object], tmp_path: Path) -> None:
+    """Which is read as plain weights; the rates after it are those of a schedule that was not cut off."""
+
+    def made() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        optimizer = torch.optim.SGD(net().parameters(), lr=1.0, momentum=0.9)
+        return optimizer, getattr(torch.optim.lr_scheduler, name)(optimizer, **keys)
+
+    def step(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:
+        optimizer.step()
+        schedule.step()
+        return float(optimizer.param_groups[0]["lr"])
+
+    whole, cut = made(), made()
+    for _ in range(3):
+        assert step(*whole) == step(*cut)
+    torch.save([part.state_dict() for part in cut], tmp_path / "s.pt")
+    resumed = made()
+    for part, state in zip(resumed, torch.load(tmp_path / "s.pt", weights_only=True), strict=True):
+        part.load_state_dict(state)
+    found = [step(*resumed) for _ in range(4)]
+    assert found == [step(*whole) for _ in range(4)]
+    assert len(set(found)) > 1
 
 
 def test_compound_multiplies_the_factors_of_all_epochs() -> None:

@@ -50,13 +50,27 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def resolve(cfg: DictConfig) -> None:
-    """Replace the keys that only Hydra can resolve, ``init_from`` by the checkpoint it names; count the classes."""
+    """Replace the keys that only Hydra can resolve, or the data, and ``init_from`` by the checkpoint it names."""
     cfg.name = cfg.name
     cfg.run_dir = os.path.abspath(cfg.run_dir)  # links stay links, which overwrite=true must see
     settle_classes(cfg)
+    settle_colours(cfg)
     if cfg.init_from is not None:
         path = predecessor(str(cfg.init_from), cfg, cli.overrides(), cli.choices())
         cfg.init_from = str(path.resolve())
+
+
+def settle_colours(cfg: DictConfig) -> None:
+    """Give numbers for ``model.net.normalise=measured``: those that this run began with, or what the images have."""
+    if OmegaConf.select(cfg, "model.net.normalise") != "measured":
+        return
+    run = Run(Path(cfg.run_dir))
+    begun = run.config_file.is_file() and not cfg.overwrite
+    stored = OmegaConf.select(run.config(), "model.net.normalise") if begun else None
+    if not OmegaConf.is_dict(stored):
+        stored = instantiate(cfg, "data").measured_colours()
+        log.info("model.net.normalise: mean %s, std %s", stored["mean"], stored["std"])
+    cfg.model.net.normalise = stored
 
 
 def fit(cfg: DictConfig, run: Run) -> dict[str, Any]:

@@ -24,12 +24,14 @@ class Looked(NamedTuple):
         images: how many it has.
         pixels: int64 (n, 256), how many pixels of each label each mask has that was looked at.
         sizes: int64 (n, 2), height and width of these.
+        colours: int64 (3, 256), how many pixels of these images have each value of red, green and blue.
     """
 
     split: str
     images: int
     pixels: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    colours: NDArray[np.int64]
 
 
 def show(splits: Sequence[Split], limit: int) -> None:
@@ -61,14 +63,18 @@ def look(split: Split, limit: int) -> Looked:
     """
     chosen = np.unique(np.linspace(0, len(split) - 1, min(limit, len(split))).astype(int)).tolist()
 
-    def count(job: Job) -> tuple[NDArray[np.int64], tuple[int, int]]:
-        mask = job[0].read(job[1])[1]
-        return np.bincount(mask.ravel(), minlength=256), (mask.shape[0], mask.shape[1])
+    def count(job: Job) -> tuple[NDArray[np.int64], tuple[int, int], NDArray[np.int64]]:
+        image, mask = job[0].read(job[1])
+        colours = np.stack([np.bincount(image[:, :, c].ravel(), minlength=256) for c in range(3)])
+        return np.bincount(mask.ravel(), minlength=256), (mask.shape[0], mask.shape[1]), colours
 
     seen = list(
         over_images(count, [(split, index) for index in chosen], f"Looking at {split.split}", verdict="are bad")
     )
-    return Looked(split.split, len(split), np.array([c for c, _ in seen]), np.array([s for _, s in seen]))
+    colours = np.sum([c for _, _, c in seen], axis=0)
+    return Looked(
+        split.split, len(split), np.array([p for p, _, _ in seen]), np.array([s for _, s, _ in seen]), colours
+    )
 
 
 def table(looked: Sequence[Looked], classes: Sequence[str]) -> list[list[str]]:
@@ -91,6 +97,33 @@ def table(looked: Sequence[Looked], classes: Sequence[str]) -> list[list[str]]:
         rest[0] = f"and {len(lines) - _SHOWN} rarer"
         lines = [lines[label] for label in kept] + [rest]
     return [header, *lines]
+
+
+def balancing_weights(pixels: NDArray[np.int64], classes: int) -> list[float]:
+    """Weights by which the classes of a loss count alike: median frequency balancing (Eigen and Fergus 2015).
+
+    The weight of a class is the median of the frequencies of all classes, over its own: its pixels as a share of all
+    labelled pixels of the images that show it. A class that no image shows has 1.
+
+    Args:
+        pixels: int64 (n, 256), of each label in each image.
+        classes: how many there are.
+    """
+    labelled = pixels[:, :IGNORE_INDEX].sum(axis=1)
+    shown = pixels[:, :classes] > 0
+    frequency = pixels[:, :classes].sum(axis=0) / np.maximum(1, (labelled[:, None] * shown).sum(axis=0))
+    present = frequency > 0
+    median = np.median(frequency[present]) if present.any() else 1.0
+    return np.where(present, median / np.where(present, frequency, 1.0), 1.0).tolist()  # type: ignore[no-any-return]
+
+
+def mean_and_std(colours: NDArray[np.int64]) -> dict[str, list[float]]:
+    """Mean and standard deviation (1 or more) of red, green and blue in 0..255, of what `Looked` counts."""
+    values = np.arange(256)
+    pixels = colours.sum(axis=1)
+    mean = colours @ values / pixels
+    std = np.sqrt(np.maximum(1.0, colours @ values**2 / pixels - mean**2))
+    return {"mean": mean.round(2).tolist(), "std": std.round(2).tolist()}
 
 
 def sizes(part: Looked) -> str:

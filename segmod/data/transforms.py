@@ -5,22 +5,20 @@ Randomness is a function of the seed handed in with each sample, so it depends o
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import albumentations as A
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from segmod.data.augment import augmentations
 from segmod.ground.errors import require, whole
 from segmod.ground.types import IGNORE_INDEX, UInt8Array
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer version
-import albumentations as A
 
 IMAGENET_COLOUR = (124, 116, 104)
 """Mean colour of ImageNet, RGB: what padding shows by default; next to 0 in a net that normalises by it."""
@@ -44,6 +42,7 @@ class TrainTransform:
         hflip: probability of a horizontal flip, 0..1.
         pad: colour of padding: ``mean`` (that of ImageNet) or ``black``.
         antialias: let every pixel of an image count where it shrinks, see `resized`.
+        augment: what is done after all this, see `augmentations`.
 
     Raises:
         UserError: a value makes no sense, such as a crop larger than every image.
@@ -58,6 +57,7 @@ class TrainTransform:
         hflip: float = 0.5,
         pad: str = "mean",
         antialias: bool = False,
+        augment: Any = (),
     ) -> None:
         low, high = scale_range(scale)
         for key, side in (("crop_size", crop_size), ("short_side", short_side), ("squash", squash)):
@@ -74,7 +74,7 @@ class TrainTransform:
         self._rescales = low != high
         fill = IMAGENET_COLOUR if pad == "mean" else (0, 0, 0)
         window = RandomWindow(crop_size, (low, high), short_side, squash, fill, antialias)
-        self._pipeline = pipeline(window, hflip)
+        self._pipeline = pipeline(window, hflip, augmentations(augment, crop_size or squash, fill))
 
     def gives_one_size(self, inputs_alike: bool) -> bool:
         """Say whether all outputs have the same size, given whether all inputs have."""
@@ -213,22 +213,31 @@ class RandomWindow(A.DualTransform):  # type: ignore[misc]
         return _cut(mask, rows, columns, partial(cv2.resize, interpolation=cv2.INTER_NEAREST_EXACT), IGNORE_INDEX)
 
 
-def pipeline(window: RandomWindow, hflip: float) -> A.Compose:
-    """Return ``window`` followed by a horizontal flip.
+def pipeline(window: RandomWindow, hflip: float, further: Sequence[Any] = ()) -> A.Compose:
+    """Return ``window`` followed by a horizontal flip and further transforms.
 
     Args:
         window: the scale and crop.
         hflip: probability of the flip.
+        further: as `augmentations` makes them.
     """
-    return A.Compose([window, A.HorizontalFlip(p=hflip)])
+    return A.Compose([window, A.HorizontalFlip(p=hflip), *further])
 
 
 def reseed(compose: A.Compose, seed: Sequence[int]) -> None:
     """Make the next call of a pipeline a function of ``seed`` alone."""
     state = int(np.random.SeedSequence(seed).generate_state(1)[0])
     # Compose.set_random_seed would give all steps the same stream and so tie their draws together.
-    for offset, step in enumerate(compose.transforms):
+    for offset, step in enumerate(_steps(compose)):
         step.set_random_seed(state + offset)
+
+
+def _steps(compose: A.BaseCompose) -> Iterator[Any]:
+    """Yield each step of a pipeline, and after it those that are within it."""
+    for step in compose.transforms:
+        yield step
+        if isinstance(step, A.BaseCompose):
+            yield from _steps(step)
 
 
 def _cut(source: UInt8Array, rows: Any, columns: Any, resize: Callable[..., Any], fill: Any) -> UInt8Array:

@@ -47,7 +47,8 @@ class Normalise(nn.Module):
         if isinstance(kind, str):
             if kind not in _KINDS:
                 raise UserError(
-                    f"model.net.normalise={kind}: choose {', '.join(_KINDS)}, or give {{mean: [...], std: [...]}}"
+                    f"model.net.normalise={kind}: choose {', '.join(_KINDS)}, for a training measured, "
+                    "or give {mean: [...], std: [...]}"
                 )
             mean, std, self.bgr = _KINDS[kind]
         else:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from copy import deepcopy
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import hydra
 import hydra.utils
@@ -16,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, cut
 from segmod.runs import cli
 from segmod.runs.values import OF_LIBRARIES, check_type, shown
 
@@ -38,11 +37,15 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
     Raises:
         UserError: A target does not exist; an argument is unknown, missing, of a wrong type or refused. Names its key.
     """
-    node = OmegaConf.select(deepcopy(cfg), key)  # Hydra resolves in place what a node refers to, beyond the node, too
+    node = OmegaConf.select(cfg, key)
     if not (OmegaConf.is_dict(node) and "_target_" in node):
         raise UserError(f"{key}={shown(node)}: give a node with _target_, the class to build, and its arguments")
     plain = OmegaConf.to_container(node, resolve=True)
     check(plain, key, given=kwargs)
+    placed = _with_tensors(plain)
+    for part in reversed(key.split(".")):  # so that Hydra names the whole key
+        placed = {part: placed}
+    node = OmegaConf.select(OmegaConf.create(placed), key)
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -101,6 +104,8 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
             check(value, f"{key}.{name}")
         return
 
+    if node["_target_"] == "???":
+        raise UserError(f"{key}._target_ is required: give {key}._target_=..., the class to build")
     target = _locate(node["_target_"], key)
     parameters, hints = _signature(target)
     hints |= OF_LIBRARIES.get(node["_target_"], {})
@@ -108,17 +113,20 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
     arguments = {name: value for name, value in node.items() if not (name.startswith("_") and name.endswith("_"))}
     for name in {"_partial_", "_recursive_"} & set(node):
         check_type(node[name], bool, f"{key}.{name}")
+    strange = [] if takes_any else [name for name in arguments if name not in parameters]
+    if strange:
+        remedy = _alternatives(strange[0], parameters)
+        if "mean" not in remedy and "[" not in key:  # as what another optimiser has left behind
+            remedy = f"leave it out by {' '.join(f'~{key}.{name}' for name in strange)}, or {remedy}"
+        raise BuildError(cut(f"{key}.{strange[0]}: {node['_target_']} takes no such argument; {remedy}", 300))
     for name, value in arguments.items():
-        if name not in parameters and not takes_any:
-            raise BuildError(
-                f"{key}.{name}: {node['_target_']} takes no such argument; {_alternatives(name, parameters)}"
-            )
         if value == "???":
             raise UserError(f"{key}.{name} is required: give {key}.{name}=...")
         if _builds(value):
             check(value, f"{key}.{name}")
         elif name in hints:
-            check_type(value, hints[name], f"{key}.{name}")
+            hint = Sequence[float] | None if _takes_tensor(hints[name]) else hints[name]
+            check_type(value, hint, f"{key}.{name}")
     if not node.get("_partial_"):
         for name, parameter in _own_parameters(target).items():
             needed = parameter.default is parameter.empty and parameter.kind not in (
@@ -127,6 +135,26 @@ def check(node: Any, key: str, given: Mapping[str, Any] | None = None) -> None:
             )
             if needed and name not in arguments and name not in (given or {}):
                 raise BuildError(f"{key}.{name} is required by {node['_target_']}: give {key}.{name}=...")
+
+
+def _takes_tensor(hint: Any) -> bool:
+    """Whether a signature asks for a tensor, if for anything: a config gives it as a list of numbers."""
+    return {getattr(kind, "__name__", "") for kind in get_args(hint) or (hint,)} - {"NoneType"} == {"Tensor"}
+
+
+def _with_tensors(node: Any) -> Any:
+    """A checked node with tensors in place of such lists, as the ``weight`` of torch's losses."""
+    if isinstance(node, list):
+        return [_with_tensors(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    hints = _signature(_locate(node["_target_"], ""))[1] if "_target_" in node else {}
+    return {
+        name: {"_target_": "torch.tensor", "data": [*map(float, value)]}
+        if isinstance(value, list) and _takes_tensor(hints.get(name))
+        else _with_tensors(value)
+        for name, value in node.items()
+    }
 
 
 def _alternatives(name: str, parameters: Iterable[str]) -> str:

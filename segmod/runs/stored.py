@@ -155,7 +155,7 @@ def for_scoring(raw: Mapping[str, Any], asked: Mapping[str, Any], data: Mapping[
     for group, node in asked.items():
         config[group] = node if "_target_" in node else merged(config.get(group), node)
     images |= dict.fromkeys({"download", "verify"} & set(images), False)  # that was when it was trained
-    images["summary"] = None
+    images |= {"summary": None, "augment": []}
     config["data"] = images = merged(images, data)
     seen = followed(config)[0]["data"]
     if seen.get("crops") is not None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from segmod.training.datamodule import SegmentationDataModule
     from segmod.training.module import SegmentationModule
 
-_OF_TRAINING = ("optimizer", "scheduler", "init_from")  # keys of the model
+_OF_TRAINING = ("optimizer", "scheduler", "init_from", "class_weights")  # keys of the model
 _AROUND: ContextVar[tuple[TrainedRun, ...]] = ContextVar("around", default=())  # runs of which something is being built
 
 

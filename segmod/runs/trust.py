@@ -28,7 +28,7 @@ SAFE = frozenset(
         "segmod.training.sparse": "HypercolumnSparse",
         "segmod.training.precise_bn": "PreciseBN",
         "segmod.training.datamodule": "SegmentationDataModule",
-        "segmod.losses": "BalancedCrossEntropy OneVsRest",
+        "segmod.losses": "BalancedCrossEntropy Dice Focal Lovasz OHEM OneVsRest Sum",
         "torch.nn": "CrossEntropyLoss NLLLoss",
         "segmod.data.voc": "PascalVOC",
         "segmod.data.folder": "ImageFolder open_folder",

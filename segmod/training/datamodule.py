@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from segmod.data.order import EvaluationOrder, ResumableLoader, TrainingOrder, c
 from segmod.data.passes import verify as verify_images
 from segmod.data.transforms import EvalTransform, TrainTransform, scale_range
 from segmod.ground.errors import require, whole
-from segmod.ground.types import Amount, Factor, Fraction, Images, Processes, Sample, Side, Text
+from segmod.ground.types import IGNORE_INDEX, Amount, Factor, Fraction, Images, Positive, Processes, Sample, Side, Text
 
 _MAX_WORKERS = 4
 
@@ -41,7 +42,10 @@ class SegmentationDataModule(LightningDataModule):
         hflip: probability of a horizontal flip.
         pad: colour of padding, ``mean`` or ``black``.
         antialias: let every pixel of an image count where it shrinks, as PIL and MATLAB do; see `resized`.
+        augment: further transforms of training images, of albumentations; see `augmentations`.
         void_as_background: train and evaluate void pixels as background.
+        class_weights: factors of the classes in the loss, which configs hand on to the module as
+            ``${data.class_weights}``; not used here. ``auto`` is `balancing_weights`.
         crops: makes of this the datamodule that a run trains on, such as `BoxCropDataModule`; None for this itself.
             Evaluation is of whole images all the same.
         download: fetch what is missing, where the data set knows how.
@@ -72,7 +76,9 @@ class SegmentationDataModule(LightningDataModule):
         hflip: Fraction = 0.5,
         pad: str = "mean",
         antialias: bool = False,
+        augment: Any = (),
         void_as_background: bool = False,
+        class_weights: Literal["auto"] | Sequence[Positive] | None = None,
         crops: Callable[[SegmentationDataModule], LightningDataModule] | None = None,
         download: bool = False,
         verify: bool = False,
@@ -85,7 +91,7 @@ class SegmentationDataModule(LightningDataModule):
         require(whole(seed, 0), f"data.seed={seed}: must be a whole number of at least 0")
         require(summary is None or whole(summary, 1), f"data.summary={summary}: must be 1 or more images, or null")
         require(not eval_squash or squash is not None, "data.eval_squash=true: set data.squash to the size as well")
-        self.train_transform = TrainTransform(crop_size, scale, short_side, squash, hflip, pad, antialias)
+        self.train_transform = TrainTransform(crop_size, scale, short_side, squash, hflip, pad, antialias, augment)
         size = dataset.image_size
         self._one_size = self.train_transform.gives_one_size(size is not None)
         if size is not None and crop_size and not squash and not short_side:
@@ -130,6 +136,20 @@ class SegmentationDataModule(LightningDataModule):
             verify_images([self.split(name) for name in splits])
         if self.summary is not None:
             summary.show([self.split(name) for name in splits], self.summary)
+
+    def balancing_weights(self) -> dict[str, float]:
+        """Return the weight of each class by its name, counted over the masks of the training split."""
+        split = self.split(self.train_split)
+        pixels = summary.look(split, len(split)).pixels
+        if self.void_as_background:
+            pixels[:, 0] += pixels[:, IGNORE_INDEX]
+        return dict(zip(self.legend.classes, summary.balancing_weights(pixels, len(self.legend.classes)), strict=True))
+
+    def measured_colours(self) -> dict[str, list[float]]:
+        """Return mean and standard deviation of red, green and blue, 0..255, over 500 training images, or all."""
+        if self.download:
+            self.dataset.download([self.train_split])
+        return summary.mean_and_std(summary.look(self.split(self.train_split), 500).colours)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the splits that a stage (``fit``, ``validate``; None for all) needs.

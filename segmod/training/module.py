@@ -7,20 +7,22 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from segmod.ground.errors import UserError
-from segmod.ground.types import Batch, Predictor, Text, labels_of
+from segmod.ground.types import Batch, Positive, Predictor, Text, labels_of
 from segmod.inference.dense import DensePredictor
+from segmod.losses import weigh_classes, weighted_parts
 from segmod.metrics import SegmentationMetrics, summarise
 from segmod.nets.weights import load_net
-from segmod.optim import ParamRule, param_groups, scale_groups
+from segmod.optim import ParamRule, param_groups, scale_groups, watched
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +37,18 @@ class SegmentationModule(L.LightningModule):
         net: Maps image (B, 3, H, W) to logits (B, K, H, W).
         loss: Maps (logits, mask) to a scalar.
         optimizer: Takes parameter groups, returns an optimiser (``_partial_: true`` in the config).
-        scheduler: Takes the optimiser (and ``total_steps``, ``steps_per_epoch`` if it has them), returns a schedule.
+        scheduler: Takes the optimiser, returns a schedule. Filled in where it takes them: ``total_steps`` (or
+            ``T_max``) and ``steps_per_epoch``, counted in ``scheduler_interval``, and ``max_lr``, each group's rate.
         predictor: Scores whole images in validation; None for `DensePredictor`, one plain forward pass.
         param_rules: Learning-rate and decay multipliers by parameter name, first match wins.
         init_from: Checkpoint whose net weights to start from, where names and shapes agree.
         compile: Compile the net in place (state-dict keys stay as they are).
         channels_last: Keep image and weights in channels-last memory order.
         scheduler_monitor: Metric that a plateau schedule watches, such as ``val/pixel_acc``.
+        scheduler_interval: Whether the schedule takes a step after each ``step`` of the optimiser or each ``epoch``;
+            of a plateau schedule always an epoch.
+        class_weights: Factors of the classes in the loss; ``auto`` has the datamodule count them when a training
+            begins, and is resumed with what was counted, which the checkpoint keeps.
     """
 
     def __init__(
@@ -56,6 +63,8 @@ class SegmentationModule(L.LightningModule):
         compile: bool = False,
         channels_last: bool = False,
         scheduler_monitor: Text | None = None,
+        scheduler_interval: Literal["step", "epoch"] = "step",
+        class_weights: Literal["auto"] | Sequence[Positive] | None = None,
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
@@ -68,7 +77,11 @@ class SegmentationModule(L.LightningModule):
         self.compile_net = compile
         self.channels_last = channels_last
         self.scheduler_monitor = scheduler_monitor
-        self.metrics = SegmentationMetrics(int(net.num_classes))  # type: ignore[arg-type]
+        self.scheduler_interval = scheduler_interval
+        self.class_weights = class_weights
+        classes = int(net.num_classes)  # type: ignore[arg-type]
+        weigh_classes(loss, [1.0] * classes if class_weights == "auto" else class_weights, classes)
+        self.metrics = SegmentationMetrics(classes)
         self._epoch_loss = torch.zeros(())
         self._epoch_batches = 0
         self.confusion: Tensor | None = None  # (K, K), of the last validation, summed over all ranks
@@ -99,6 +112,24 @@ class SegmentationModule(L.LightningModule):
                 log.info("init_from %s: %s", self.init_from, transfer)
         if self.compile_net:
             self.net.compile()
+
+    def on_fit_start(self) -> None:
+        """Let one process count the classes, if asked; a run that is resumed has what was counted by now.
+
+        Raises:
+            UserError: What is trained on is no images whose pixels could be counted.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)  # None where a step is timed and no more
+        if self.class_weights != "auto" or self.trainer.ckpt_path is not None or data is None:
+            return
+        if not hasattr(data, "balancing_weights"):
+            raise UserError("data.class_weights=auto: this stage trains on no whole images; give a list, or null")
+        first = self.trainer.is_global_zero
+        found: dict[str, float] = self.trainer.strategy.broadcast(data.balancing_weights() if first else {})
+        if first:
+            log.info("data.class_weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in found.items()))
+        for part in weighted_parts(self.loss):
+            part.weight.copy_(torch.tensor([*found.values()]))  # type: ignore[operator]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bring the images into channels-last order if asked."""
@@ -208,25 +239,34 @@ class SegmentationModule(L.LightningModule):
         scale_groups(optimizer)
         if self.scheduler is None:
             return optimizer
-        length: dict[str, int] = {}
-        if "total_steps" in inspect.signature(self.scheduler).parameters:
+        try:
+            schedule = self.scheduler(optimizer, **self._filled_in(optimizer))
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise UserError(f"model.scheduler: {error}") from error
+        config: dict[str, Any] = {"scheduler": schedule, "interval": self.scheduler_interval}
+        if isinstance(schedule, ReduceLROnPlateau):
+            config |= {"monitor": watched(schedule, self.scheduler_monitor), "interval": "epoch"}
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def _filled_in(self, optimizer: Optimizer) -> dict[str, Any]:
+        """What the schedule takes of the training's length and the optimiser's rates, and the config leaves open."""
+        assert self.scheduler is not None
+        takes = inspect.signature(self.scheduler).parameters
+        given = getattr(self.scheduler, "keywords", {})
+        steps_per_epoch = 1
+        if "steps_per_epoch" in takes or self.scheduler_interval == "epoch":
+            if self.trainer.num_training_batches == float("inf"):  # the loader has not been made yet
+                self.trainer.fit_loop.setup_data()
+            steps_per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        found: dict[str, Any] = {"max_lr": [group["lr"] for group in optimizer.param_groups]}
+        if {"total_steps", "T_max"} & set(takes):
             total = self.trainer.estimated_stepping_batches
             if not 0 < total < float("inf"):
                 raise UserError("model.scheduler needs the length of the training: set trainer.max_steps or max_epochs")
-            length["total_steps"] = int(total)
-        if "steps_per_epoch" in inspect.signature(self.scheduler).parameters:
-            if self.trainer.num_training_batches == float("inf"):  # the loader has not been made yet
-                self.trainer.fit_loop.setup_data()
-            batches = self.trainer.num_training_batches
-            length["steps_per_epoch"] = math.ceil(batches / self.trainer.accumulate_grad_batches)
-        try:
-            schedule = self.scheduler(optimizer, **length)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model.scheduler: {error}") from error
-        config: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
-        if self.scheduler_monitor is not None:
-            config |= {"monitor": self.scheduler_monitor, "interval": "epoch"}
-        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+            by_epoch = self.scheduler_interval == "epoch"
+            found["total_steps"] = found["T_max"] = math.ceil(total / steps_per_epoch) if by_epoch else int(total)
+        found["steps_per_epoch"] = 1 if self.scheduler_interval == "epoch" else steps_per_epoch
+        return {name: value for name, value in found.items() if name in takes and name not in given}
 
     def _fused(self) -> dict[str, bool]:
         """``fused=True`` where optimiser, device and precision allow it and the config leaves it open.

@@ -12,10 +12,12 @@ import pytest
 from segmod.data.base import Split
 from segmod.data.passes import jobs_of, over_images
 from segmod.data.stored import StoredProposals, make_proposals
+from segmod.data.summary import balancing_weights, mean_and_std
 from segmod.data.synthetic import SyntheticScenes, write_voc_tree
 from segmod.data.transforms import EvalTransform
 from segmod.data.voc import PascalVOC
 from segmod.ground.errors import UserError
+from segmod.ground.types import IGNORE_INDEX
 
 PLAIN = EvalTransform()
 
@@ -103,3 +105,21 @@ def test_workers_must_be_some(workers: int) -> None:
 def test_limit_must_be_some() -> None:
     with pytest.raises(UserError, match="limit=0: "):
         jobs_of([scenes()], 0)
+
+
+def test_balancing_weights_are_the_median_frequency_over_each() -> None:
+    # 8 labelled pixels and two void in each of two images; class 1 is in one of them, class 3 in none.
+    # frequencies: 0: 11 of 16; 1: 2 of 8; 2: 3 of 16; their median is 1/4
+    pixels = np.zeros((2, 256), dtype=np.int64)
+    pixels[0, [0, 1, 2, IGNORE_INDEX]] = 5, 2, 1, 2
+    pixels[1, [0, 2, IGNORE_INDEX]] = 6, 2, 2
+    assert balancing_weights(pixels, 4) == pytest.approx([0.25 / (11 / 16), 1, 0.25 / (3 / 16), 1])
+    assert balancing_weights(np.zeros((2, 256), dtype=np.int64), 2) == [1, 1]  # void alone
+
+
+def test_colours_are_measured_over_all_pixels() -> None:
+    # red: 0 and 100 alike often: mean 50, deviation 50; green always 7, whose deviation of 0 is raised to 1;
+    # blue: three of 10, one of 50: mean 20, deviation sqrt((3 * 100 + 900) / 4) = 17.32
+    colours = np.zeros((3, 256), dtype=np.int64)
+    colours[0, [0, 100]], colours[1, 7], colours[2, [10, 50]] = 2, 4, (3, 1)
+    assert mean_and_std(colours) == {"mean": [50, 7, 20], "std": [50, 1, 17.32]}

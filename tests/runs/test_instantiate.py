@@ -31,6 +31,11 @@ def test_a_right_config_is_built() -> None:
             },
             r"model\.optimizer\.normalization: .* takes no such argument; did you mean kernel_normalization\?",
         ),
+        (
+            SGD | {"_target_": "torch.optim.Adagrad", "momentum": 0.9, "nesterov": True},
+            r"momentum: torch\.optim\.Adagrad takes no such argument; leave it out by "
+            r"~model\.optimizer\.momentum ~model\.optimizer\.nesterov, or it takes params, lr, ",
+        ),
         (SGD | {"_target_": "torch.optim.SDG"}, r"model\.optimizer\._target_=torch\.optim\.SDG: cannot be imported"),
         (SGD | {"lr": "???"}, r"model\.optimizer\.lr"),
         ({"_target_": "torch.nn.Conv2d", "in_channels": 3, "kernel_size": 1}, r"out_channels is required by torch\.nn"),
@@ -60,3 +65,18 @@ def test_nested_nodes_are_checked_with_their_full_key() -> None:
     )
     with pytest.raises(UserError, match=r"model\.loss\.ignore_index='x' has the wrong type"):
         instantiate(cfg, "model")
+    cfg.model.loss._target_ = "???"
+    with pytest.raises(UserError, match=r"model\.loss\._target_ is required: give model\.loss\._target_="):
+        instantiate(cfg, "model")
+
+
+def test_a_list_is_a_tensor_where_the_signature_asks_for_one() -> None:
+    node = {"_target_": "torch.nn.CrossEntropyLoss", "weight": [1, 2.5]}
+    cfg = OmegaConf.create({"loss": {"_target_": "segmod.losses.Sum", "parts": {"a": node}, "factors": {"a": 2}}})
+    assert instantiate(cfg, "loss").parts.a.weight.tolist() == [1, 2.5]
+    node["weight"] = [1, "x"]
+    with pytest.raises(UserError, match=r"^model\.optimizer\.weight=\[1, 'x'\] has the wrong type"):
+        build(node)
+    node["weight"] = 2
+    with pytest.raises(UserError, match=r"^model\.optimizer\.weight=2 has the wrong type"):
+        build(node)

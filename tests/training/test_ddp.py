@@ -34,9 +34,10 @@ def confusion_metrics(directory: Path) -> dict[str, Any]:
 
 
 def test_two_processes_score_as_one(segmod: Any, small: tuple[str, ...]) -> None:
-    run([str(SCRIPT), *small, *RECIPE, "runs=two"])
+    run([str(SCRIPT), *small, *RECIPE, "runs=two", "data.class_weights=auto"])
     (two,) = Path("two").glob("**/seed0")
-    assert (two / "rank1.log").exists()
+    assert "class_weights: background" in (two / "train.log").read_text()
+    assert "class_weights" not in (two / "rank1.log").read_text()  # counted once
     assert segmod("evaluate", f"run={two}", "trainer=cpu") == 0
     (one,) = (two / "evaluation").glob("*")  # the same weights, scored by one process
     assert confusion_metrics(one) == confusion_metrics(two)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from segmod.ground.errors import UserError
 from segmod.nets.normalise import Normalise
 from segmod.optim import Linear, Plateau
 from segmod.training.module import SegmentationModule
@@ -91,6 +92,60 @@ def test_a_plateau_is_looked_for_after_every_epoch(train: Train) -> None:
     optimizer = partial(torch.optim.SGD, lr=1e-6)
     found = rates(train, module(optimizer, scheduler=plateau, scheduler_monitor="val/pixel_acc"), max_epochs=3)
     assert found == [[1e-6]] * 4 + [[5e-7]] * 2
+
+
+def test_one_cycle_rises_to_the_rate_of_each_group(train: Train) -> None:
+    # of four steps 0 to 3 the peak is 0.5 * 4 - 1 = 1: from a quarter up to the rates of the groups, and in two equal
+    # steps down to where it began
+    cycle = partial(
+        torch.optim.lr_scheduler.OneCycleLR, pct_start=0.5, anneal_strategy="linear", final_div_factor=1.0,
+        cycle_momentum=False, div_factor=4.0,
+    )  # fmt: skip
+    found = torch.tensor(rates(train, module(param_rules=RULES, scheduler=cycle)))
+    assert found[:, 1].tolist() == pytest.approx([0.025, 0.1, 0.0625, 0.025])
+    assert torch.allclose(found[:, 0], 2 * found[:, 1])
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_schedule_takes_its_steps_and_its_length_in_its_interval(train: Train, interval: str) -> None:
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+    found = rates(train, module(scheduler=cosine, scheduler_interval=interval))
+    # half a cosine over 4 steps, or over 2 epochs: (1 + cos(pi t / T)) / 2
+    expected = [1, 0.85355339, 0.5, 0.14644661] if interval == "step" else [1, 1, 0.5, 0.5]
+    assert [rate for (rate,) in found] == pytest.approx([0.1 * factor for factor in expected])
+    # ours count as they are called, too: 1, 1/2 of two epochs
+    found = rates(train, module(scheduler=Linear, scheduler_interval=interval))
+    expected = [1, 0.75, 0.5, 0.25] if interval == "step" else [1, 1, 0.5, 0.5]
+    assert [rate for (rate,) in found] == pytest.approx([0.1 * factor for factor in expected])
+
+
+def test_a_length_that_the_config_gives_stays(train: Train) -> None:
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2)
+    found = rates(train, module(scheduler=cosine))
+    assert [rate for (rate,) in found] == pytest.approx([0.1, 0.05, 0, 0.05])
+
+
+@pytest.mark.parametrize(
+    ("mode", "monitor", "message"),
+    [
+        (
+            "min",
+            "val/miou",
+            r"model\.scheduler\.mode=min: max is best for val/miou; give \+\+model\.scheduler\.mode=max",
+        ),
+        ("max", "train/loss_epoch", r"model\.scheduler\.mode=max: min is best for train/loss_epoch"),
+        ("max", None, r"model\.scheduler_monitor: name the metric"),
+    ],
+)
+def test_a_plateau_watches_for_what_is_better(mode: Any, monitor: str | None, message: str, train: Train) -> None:
+    plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, mode=mode)
+    with pytest.raises(UserError, match=message):
+        train(False, [], module=module(scheduler=plateau, scheduler_monitor=monitor))
+
+
+def test_what_a_schedule_lacks_is_told(train: Train) -> None:
+    with pytest.raises(UserError, match=r"model\.scheduler: .*'step_size'"):
+        train(False, [], module=module(scheduler=torch.optim.lr_scheduler.StepLR))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +231,40 @@ def test_what_the_score_layers_see_is_told_once_at_the_start(train: Train, caplo
     train(False, [], module=module(net=Streams()))  # four steps of two images
     (line,) = [record.getMessage() for record in caplog.records if "rms" in record.getMessage()]
     assert line.endswith("fc7 1 (4096), pool4 4.5 (512)")
+
+
+# -- weights of classes ----------------------------------------------------------------------------------------------
+
+
+def test_classes_are_counted_when_a_training_begins(train: Train, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "segmod")
+    made = module(class_weights="auto")
+    trainer = train(False, [], module=made)
+    counted = list(trainer.datamodule.balancing_weights().values())  # type: ignore[attr-defined]
+    assert len(set(counted)) > 1
+    assert made.loss.weight.tolist() == pytest.approx(counted)  # type: ignore[union-attr, operator]
+    (line,) = [record.getMessage() for record in caplog.records if "class_weights" in record.getMessage()]
+    assert line.startswith(f"data.class_weights: background {counted[0]:.3g}, aeroplane {counted[1]:.3g}, ")
+
+
+def test_weights_change_the_loss(train: Train) -> None:
+    made = module(class_weights=[1, 2, 3, 4, 5])
+    train(False, [], module=made)
+    assert made.loss.weight.tolist() == [1, 2, 3, 4, 5]  # type: ignore[union-attr, operator]
+    assert "loss.weight" in made.state_dict()
+    with pytest.raises(UserError, match=r"data\.class_weights has 2 numbers; the data have 5 classes"):
+        module(class_weights=[1, 2])
+
+
+def test_weights_are_counted_of_whole_images_alone() -> None:
+    made = module(class_weights="auto")
+    made.trainer = SimpleNamespace(  # type: ignore[assignment]
+        ckpt_path=None, is_global_zero=True, datamodule=object(), strategy=SimpleNamespace(broadcast=lambda it: it)
+    )
+    with pytest.raises(UserError, match=r"data\.class_weights=auto: this stage trains on no whole images"):
+        made.on_fit_start()
+    made.trainer.datamodule = None  # type: ignore[attr-defined]
+    made.on_fit_start()  # as segmod-benchmark times a step
 
 
 # -- seeds -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ import torch
 from segmod.ground.errors import UserError
 from segmod.metrics import summarise
 from segmod.runs import cli
+from segmod.runs.trained import TrainedRun
 from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from segmod.training.datamodule import SegmentationDataModule
 
 OWN_NET = Path(__file__).parents[1] / "own_net"
 OVERRIDES = (
@@ -476,3 +478,42 @@ def test_signal_handlers_are_given_back(segmod: Any, small: tuple[str, ...]) -> 
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     assert segmod("train", *small) == 0
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+
+
+def test_a_resumed_run_keeps_its_augmentation_and_the_weights_that_were_counted(
+    segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *small, *OVERRIDES, "data.class_weights=auto", "loss=cross_entropy_dice", "augment=strong")
+    assert segmod(*command, "runs=whole") == 0
+    with monkeypatch.context() as patch:
+        crash_at(patch, "on_train_batch_end", 5)
+        with pytest.raises(Crash):
+            segmod(*command)
+    monkeypatch.setattr(SegmentationDataModule, "balancing_weights", crash)
+    assert segmod(*command) == 0
+    assert_equal_runs(the_run(Path("whole")), the_run(Path("runs")))
+    weights = saved(the_run(Path("runs")))["state_dict"]
+    assert weights["loss.parts.dice.weight"].unique().numel() > 1
+    assert torch.equal(weights["loss.parts.dice.weight"], weights["loss.parts.cross_entropy.weight"])
+    assert segmod("evaluate", f"run={the_run(Path('runs'))}") == 0
+
+
+def test_colours_are_measured_when_a_run_begins(
+    segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *small, "trainer.max_epochs=1", "model.net.normalise=measured")
+    with monkeypatch.context() as patch:
+        crash_at(patch, "on_train_batch_end", 3)
+        with pytest.raises(Crash):
+            segmod(*command)
+    run = the_run(Path("runs"))
+    monkeypatch.setattr(SegmentationDataModule, "measured_colours", crash)
+    assert segmod(*command) == 0  # goes on
+    assert segmod(*command) == 0  # is finished
+    trained = TrainedRun.open(run)
+    stored = trained.config.model.net.normalise
+    images = trained.datamodule.split("train")
+    pixels = torch.cat([images[i]["image"].flatten(1) for i in range(len(images))], dim=1).double()
+    assert list(stored.mean) == pytest.approx(pixels.mean(1).tolist(), abs=0.01)
+    assert list(stored.std) == pytest.approx(pixels.std(1).tolist(), abs=0.01)
+    assert trained.net.normalise.mean.flatten().tolist() == pytest.approx(list(stored.mean))  # type: ignore
