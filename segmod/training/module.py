@@ -170,9 +170,18 @@ class SegmentationModule(L.LightningModule):
         """One step; a loss that is not finite stops the run: before it spoils the weights on a CPU, else soon after.
 
         Raises:
-            UserError: The loss is NaN or infinite; names the step and the images of the batch.
+            UserError: The loss is NaN or infinite; names the step and the images of the batch. Or a batch norm has no
+                more than one value a channel.
         """
-        loss = self.compute_loss(batch)
+        try:
+            loss = self.compute_loss(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "a batch norm of the net gets one value a channel, from which it cannot learn: raise data.batch_size "
+                "(accumulating batches does not help), or take larger images"
+            ) from error
         self._epoch_loss += loss.detach()
         self._epoch_batches += 1
         # `log` takes up to a millisecond, and looking at a number on a GPU waits for it
