@@ -72,6 +72,7 @@ class TimmWeights:
 
     def read(self, name: str) -> dict[str, Tensor]:
         """State dict of a tag, from timm's cache or the network."""
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # tells each of its attempts
         net: nn.Module = importlib.import_module("timm").create_model(self._full(name), pretrained=True)
         return net.state_dict()
 

@@ -234,7 +234,7 @@ def test_what_segmod_stores_needs_no_trust(choice: str) -> None:
     ],
 )
 def test_a_net_of_another_library_is_the_users_to_trust(model: str, names: str) -> None:
-    cfg = composed(f"model={model}", "+model.net.num_classes=5")
+    cfg = composed(f"model={model}", "model.net.num_classes=5")
     config, left = followed(as_stored(cfg))
     assert not left
     nodes = {"net": config["model"]["net"]}
