@@ -25,7 +25,21 @@ SMALL = (
     "trainer.max_epochs=2", "trainer.enable_progress_bar=false", "callbacks.pictures.count=0",
 )  # fmt: skip
 
+STAND_INS = Path(__file__).parent / "stand_ins"
+
 Command = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def stand_ins() -> Iterator[None]:
+    """Packages that configs name and no install brings, as far as they are used; installed ones go before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(STAND_INS)])
+        yield
+    for file in STAND_INS.glob("*.py"):
+        module = sys.modules.get(file.stem)
+        if module is not None and module.__file__ == str(file):
+            del sys.modules[file.stem]
 
 
 @pytest.fixture(autouse=True)

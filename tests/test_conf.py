@@ -31,6 +31,9 @@ SWEEPS = sorted(path.stem for path in (cli.CONF_DIR / "sweep").glob("*.yaml"))
 TABLES = read_tables([cli.CONF_DIR])
 
 
+pytestmark = pytest.mark.usefixtures("stand_ins")
+
+
 @cache
 def composed(*overrides: str) -> DictConfig:
     runs.register_resolvers()

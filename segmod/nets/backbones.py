@@ -1,10 +1,11 @@
-"""Backbones by name: any classification net of torchvision, cut after the maps that are wanted.
+"""Backbones by name: any classification net of torchvision or timm, cut after the maps that are wanted.
 
 There are two ways to use one. `feature_maps` hands out the maps of any of its layers, for nets that look at several
 (`torch.fx` traces it, so layers may lie inside blocks and branches). `in_stages` gives the layers as a sequence, by
 stages of one resolution each, for nets that run some stages more than once; each layer must feed the next alone.
 
-In both the layers keep torchvision's names, so its weights fit, and what lies above the last map is left out.
+In both the layers keep the names they have in torchvision or timm, so the weights of these fit, and what lies above
+the last map is left out.
 """
 
 from __future__ import annotations
@@ -17,12 +18,25 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 from torch import Tensor, fx, nn
-from torchvision.models import WeightsEnum
-from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
+from torchvision.models.feature_extraction import NodePathTracer
 from torchvision.models.vgg import cfgs, make_layers
 
-from segmod.ground.errors import UserError
-from segmod.nets.weights import load_backbone_weights
+from segmod.ground.errors import UserError, reason
+from segmod.nets import timm_nets
+from segmod.nets.normalise import Normalise
+from segmod.nets.tracing import (
+    SIDE,
+    UNTRACEABLE,
+    as_map,
+    blocks,
+    cut_at,
+    grid_of,
+    halvings,
+    run_on_paper,
+    tracer,
+    try_on_paper,
+)
+from segmod.nets.weights import Family, load_backbone_weights
 
 # torchvision's map from ImageNet normalisation to -1..1, behind which the weights of these nets were trained, is part
 # of the trunk whatever the weights, so that a checkpoint means the same everywhere
@@ -31,8 +45,8 @@ _BUILT_WITH = {
 }
 # Nets whose classifier holds most of their parameters: their convolutions alone are built. Torchvision's letters.
 _VGG = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
-_TOP = ("classifier", "avgpool", "fc", "head")  # what torchvision calls the layers that are no part of a backbone
-_SIDE = 224  # pixels of the images by which shapes are found
+# what torchvision and timm call the layers that are no part of a backbone
+_TOP = ("classifier", "avgpool", "fc", "head", "global_pool", "pre_logits")
 
 
 class Tiny(nn.Module):
@@ -77,17 +91,20 @@ def feature_maps(
     weights: str | None = None,
     width: float = 1.0,
     keys: Mapping[str, str] | None = None,
+    normalise: Normalise | None = None,
 ) -> nn.Module:
-    """The part of a net that some of its layers need, as a module image (B, 3, H, W) -> {layer: map}.
+    """The part of a net that some of its layers need, as a module image (B, 3, H, W) -> {layer: map (B, C, h, w)}.
 
-    A map is what the layer gives, so that of a convolution is from before its ReLU.
+    A map is what the layer gives, so that of a convolution is from before its ReLU. Where a layer has its channels
+    last, or gives the tokens of patches, the map is made of that.
 
     Args:
-        backbone: Name of a classification net of torchvision, or ``tiny``.
+        backbone: Name of a classification net of torchvision; of timm, behind ``timm/``; or ``tiny``.
         layers: Names of its layers, as ``named_modules`` has them.
-        weights: Torchvision name, file path, or None for random values.
+        weights: Name of pretrained weights, file path, or None for random values.
         width: Factor on every number of channels.
         keys: Config key below ``model.net`` that gives each layer, for messages; ``taps`` where it is not told.
+        normalise: What the image goes through before; a line tells if pretrained weights expect something else.
 
     Raises:
         UserError: There is no such net or layer, it cannot be traced or narrowed, or the weights do not fit.
@@ -99,11 +116,8 @@ def feature_maps(
             close = difflib.get_close_matches(layer, known, n=4, cutoff=0.5) or known[:8]
             key = (keys or {}).get(layer, "taps")
             raise UserError(f"model.net.{key}: {backbone} has no layer '{layer}'; there are {', '.join(close)}, ...")
-    try:
-        trunk: Any = create_feature_extractor(net, return_nodes={layer: layer for layer in layers})
-    except (torch.fx.proxy.TraceError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model.net.backbone={backbone} cannot be cut at {', '.join(layers)} ({reason})") from error
+    trunk = cut_at(net, layers, backbone)
+    shapes = {layer: getattr(maps, "shape", ()) for layer, maps in try_on_paper(trunk, backbone).items()}
     for graph in (trunk.train_graph, trunk.eval_graph):
         (output,) = (node for node in graph.nodes if node.op == "output")
         for user in (user for node in output.args[0].values() for user in node.users):
@@ -112,35 +126,62 @@ def feature_maps(
                 trunk.get_submodule(user.target).inplace = False
             if user.kwargs.get("inplace"):
                 user.kwargs = {**user.kwargs, "inplace": False}
+        image = next(iter(graph.nodes))
+        with graph.inserting_before(output):
+            output.args = ({name: as_map(node, image, shapes[name], net) for name, node in output.args[0].items()},)
     trunk.recompile()
-    load_backbone_weights(trunk, weights, weights_family(backbone))
+    _load(trunk, backbone, weights, normalise)
     return trunk  # type: ignore[no-any-return]
 
 
-def in_stages(backbone: str, weights: str | None = None, width: float = 1.0) -> Stages:
+def last_layers(backbone: str) -> dict[int, str]:
+    """The last layer of a net at each stride, 1 to 32, from shallow to deep: {stride: name of the layer}.
+
+    Raises:
+        UserError: There is no such net, or it has no maps.
+    """
+    net = _build(backbone, 1.0)
+    seen: list[tuple[str, int]] = []  # in the order in which they are done
+
+    def note(name: str, given: object) -> None:
+        grid = grid_of(given.shape, net) if isinstance(given, Tensor) else None
+        if grid is not None and (stride := 2 ** halvings(grid[0])) <= 32:
+            seen.append((name, stride))
+
+    parts = [(name, part) for name, part in net.named_modules() if name and name.split(".")[0] not in _TOP]
+    hooks = [part.register_forward_hook(lambda _, __, out, name=name: note(name, out)) for name, part in parts]
+    try_on_paper(net, backbone)
+    for hook in hooks:
+        hook.remove()
+    if not seen:
+        raise UserError(f"model.net.backbone={backbone} has no maps (B, C, H, W): choose another")
+    inner = {name: {s for other, s in seen if f"{other}.".startswith(f"{name}.")} for name, _ in seen}
+    # what halves the map begins a stage, with all that is inside it
+    halving = [(f"{name}.", stride) for name, stride in seen if inner[name] == {stride // 2, stride}]
+    last = {s: name for name, s in seen if not any(name.startswith(whole) and s < its for whole, its in halving)}
+    return dict(sorted(last.items()))
+
+
+def in_stages(
+    backbone: str, weights: str | None = None, width: float = 1.0, normalise: Normalise | None = None
+) -> Stages:
     """A net as a sequence of layers, by stages of one resolution each.
 
     Args:
-        backbone: Name of a classification net of torchvision, or ``tiny``.
-        weights: Torchvision name, file path, or None for random values.
+        backbone: Name of a classification net of torchvision; of timm, behind ``timm/``; or ``tiny``.
+        weights: Name of pretrained weights, file path, or None for random values.
         width: Factor on every number of channels.
+        normalise: What the image goes through before; a line tells if pretrained weights expect something else.
 
     Raises:
         UserError: There is no such net, its layers are no sequence, or the weights do not fit.
     """
     net = _build(backbone, width)
     # a block, such as torchvision's BasicBlock, counts as one layer; so do its convolutions with norm and activation
-    blocks = {
-        type(part)
-        for container in net.modules()
-        if isinstance(container, nn.Sequential)
-        for part in container
-        if type(part).__module__.startswith(("torchvision.models.", "torchvision.ops."))
-    }
     try:
-        graph = NodePathTracer(leaf_modules=list(blocks)).trace(net)
-    except torch.fx.proxy.TraceError as error:
-        raise UserError(f"model.net.backbone={backbone} cannot be traced ({error})") from error
+        graph = NodePathTracer(**tracer(backbone, blocks(net))).trace(net)
+    except UNTRACEABLE as error:
+        raise UserError(f"model.net.backbone={backbone} cannot be traced ({reason(error)})") from error
     last, *rest = graph.nodes
     names: list[str] = []
     for node in rest:
@@ -155,12 +196,14 @@ def in_stages(backbone: str, weights: str | None = None, width: float = 1.0) -> 
     trunk.delete_all_unused_submodules()
     trunk.recompile()
     stages, channels = _by_stride(trunk, names, backbone)
-    load_backbone_weights(trunk, weights, weights_family(backbone))
+    _load(trunk, backbone, weights, normalise)
     return Stages(trunk, stages, channels)
 
 
-def weights_family(backbone: str) -> type[WeightsEnum] | None:
-    """Torchvision's weights of a net; None where it has none."""
+def weights_family(backbone: str) -> Family:
+    """Pretrained weights of a net; None where it has none."""
+    if backbone.startswith(timm_nets.PREFIX):
+        return timm_nets.TimmWeights(backbone)
     return None if backbone == "tiny" else torchvision.models.get_model_weights(backbone)
 
 
@@ -194,23 +237,6 @@ def smallest_side(trunk: nn.Module) -> int:
     return most
 
 
-def run_on_paper(trunk: nn.Module, side: int) -> Any:
-    """What a net gives of a square image, without the values.
-
-    Args:
-        trunk: Takes images (1, 3, side, side).
-        side: In pixels.
-    """
-    tensors = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
-    empty = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
-    training = trunk.training
-    try:  # batch norm refuses to train on maps of one pixel
-        image = torch.empty(1, 3, side, side, device="meta")
-        return torch.func.functional_call(trunk.eval(), empty, (image,))
-    finally:
-        trunk.train(training)
-
-
 def initialise(module: nn.Module) -> None:
     """Draw convolution weights by He et al. (2015), set biases to 0, in place: deep ReLU nets start well from it."""
     for part in module.modules():
@@ -227,9 +253,15 @@ def scaled(channels: int, width: float) -> int:
 
 def _build(backbone: str, width: float) -> nn.Module:
     """A net with random weights."""
+    if backbone.startswith(timm_nets.PREFIX):
+        if width != 1:
+            raise UserError(f"model.net.width={width}: nets of timm have widths of their own; leave it at 1")
+        return timm_nets.build(backbone)
     known = [*torchvision.models.list_models(module=torchvision.models), "tiny"]
     if backbone not in known:
         close = difflib.get_close_matches(backbone, known, n=3) or ["vgg16", "resnet50", "mobilenet_v2"]
+        if timm_nets.knows(backbone):
+            close = [timm_nets.PREFIX + backbone]
         raise UserError(f"model.net.backbone={backbone}: no such net in torchvision; did you mean {', '.join(close)}?")
     plain = backbone.removesuffix("_bn")
     if backbone == "tiny":
@@ -242,6 +274,15 @@ def _build(backbone: str, width: float) -> nn.Module:
     if width != 1:
         _narrow(net, width, backbone)
     return net
+
+
+def _load(trunk: nn.Module, backbone: str, weights: str | None, normalise: Normalise | None) -> None:
+    if weights is None:
+        return
+    family = weights_family(backbone)
+    load_backbone_weights(trunk, weights, family)
+    if isinstance(family, timm_nets.TimmWeights) and weights in family.names and normalise is not None:
+        family.compare(weights, normalise)
 
 
 class _Features(nn.Module):
@@ -286,7 +327,7 @@ def _by_stride(
         for name in names
     ]
     try:
-        run_on_paper(trunk, _SIDE)
+        run_on_paper(trunk, SIDE)
     except RuntimeError as error:
         raise UserError(f"model.net.backbone={backbone}: its layers do not fit together ({error})") from error
     finally:
@@ -299,7 +340,7 @@ def _by_stride(
     stages: list[list[str]] = []
     channels: list[int] = []
     for name in names:
-        stage = max(1, round(_SIDE / shapes[name][2]).bit_length() - 1)  # of stride 2**stage
+        stage = max(1, halvings(shapes[name][2]))
         while len(stages) < stage:
             stages.append([])
             channels.append(0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
 from segmod.ground.types import Channels, Side
-from segmod.nets.backbones import feature_maps, map_shapes, smallest_side
+from segmod.nets.backbones import feature_maps, last_layers, map_shapes, smallest_side
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import bilinear_kernel, resize
 
@@ -29,7 +29,7 @@ Kernel = Annotated[int, Ge(1), Le(1023)]  # n of n x n
 
 
 class SingleSkip(nn.Module):
-    """Box-wise classifier with skip connections (Yim and Sohn 2017, arXiv 1710.08192) on any torchvision backbone.
+    """Box-wise classifier with skip connections (Yim and Sohn 2017, arXiv 1710.08192) on any backbone.
 
     The image is divided into boxes x boxes cells. A 1x1 convolution turns the map of the top layer into class scores
     z_top; a connection i from a lower layer goes through an n x n convolution, ReLU and a 1x1 convolution, which gives
@@ -39,9 +39,10 @@ class SingleSkip(nn.Module):
 
     Args:
         num_classes: Number of classes K.
-        backbone: Name of a classification net of torchvision, such as ``squeezenet1_0`` or ``resnet50``.
-        top: Name of the top layer, as ``named_modules`` of the backbone has it.
-        taps: Names of the layers that connections may start from: connection 1, 2, and so on.
+        backbone: Name of a classification net of torchvision; of timm, behind ``timm/``; or ``tiny``.
+        top: Name of the top layer, as ``named_modules`` of the backbone has it; None for the last one that has a map.
+        taps: Names of the layers that connections may start from: connection 1, 2, and so on; None for the last layer
+            at each stride, up to the top.
         connections: Which connections there are: a number, the name of any layer, a list of these, or None.
         kernel: n, odd; None for the 1x1 convolution alone, without a hidden layer. One for all connections, or a list
             with one for each of them.
@@ -52,7 +53,7 @@ class SingleSkip(nn.Module):
         standardise: Put a batch norm without parameters on each map before its head: for backbones without batch norm,
             whose maps may have any scale.
         upsample: ``bilinear``, or ``tconv`` for transposed 3x3 convolutions of stride 2, which start bilinear.
-        weights: Of the backbone: torchvision name, file path, or None for random values.
+        weights: Of the backbone: name of pretrained weights, file path, or None for random values.
         normalise: What the backbone's weights expect of pixels, see `Normalise`.
 
     Shape:
@@ -63,8 +64,8 @@ class SingleSkip(nn.Module):
         self,
         num_classes: int,
         backbone: str,
-        top: str,
-        taps: Sequence[str] = (),
+        top: str | None = None,
+        taps: Sequence[str] | None = (),
         connections: Connections = None,
         kernel: Kernel | Sequence[Kernel | None] | None = 3,
         top_kernel: Kernel | None = None,
@@ -84,13 +85,18 @@ class SingleSkip(nn.Module):
         self.num_classes = num_classes
         self.normalise = Normalise(normalise)
         self.boxes = boxes
+        if top is None or taps is None:
+            layers = list(last_layers(backbone).values())
+            top = top or layers[-1]
+            if taps is None:
+                taps = layers[: layers.index(top)] if top in layers else layers
         self.top = top
         self.connections = _chosen(connections, taps)
         kernels = dict(zip(self.connections, _kernels(kernel, len(self.connections)), strict=True)) | {top: top_kernel}
         if top in self.connections:
             raise UserError(f"model.net.connections: '{top}' is model.net.top already; choose a layer below it")
         keys = dict.fromkeys(self.connections, "connections") | {top: "top"}
-        self.backbone = feature_maps(backbone, [*self.connections, top], weights, keys=keys)
+        self.backbone = feature_maps(backbone, [*self.connections, top], weights, keys=keys, normalise=self.normalise)
         shapes = map_shapes(self.backbone, side)
         self.heads = nn.ModuleDict({
             _key(layer): nn.Sequential(

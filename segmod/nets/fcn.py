@@ -1,4 +1,4 @@
-"""Fully convolutional networks on VGG-16: FCN-32s, FCN-16s and FCN-8s."""
+"""Fully convolutional networks: FCN-32s, FCN-16s and FCN-8s, on VGG-16 or any other backbone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torchvision.models import VGG16_Weights
 
 from segmod.ground.errors import UserError
 from segmod.ground.types import Factor
-from segmod.nets.backbones import feature_maps, initialise, scaled
+from segmod.nets.backbones import feature_maps, initialise, last_layers, map_shapes, scaled
 from segmod.nets.normalise import Normalisation, Normalise
-from segmod.nets.ops import BilinearUpsample, crop
+from segmod.nets.ops import BilinearUpsample, crop, resize
 from segmod.nets.weights import VGG16_CLASSIFIER, load_backbone_weights
 
 # Where the reference nets crop: the first row and column kept, in pixels of the map that is cropped
@@ -21,6 +21,8 @@ from segmod.nets.weights import VGG16_CLASSIFIER, load_backbone_weights
 _CROP_IMAGE = {32: 19, 16: 27, 8: 31}
 _CROP_POOL4 = 5
 _CROP_POOL3 = 9
+_SKIPS = {16: "pool4", 8: "pool3"}
+_SIDE = 224  # pixels of an image that every backbone takes
 _POOLS = ("features.16", "features.23", "features.30")  # pool3, pool4 and pool5 of torchvision's VGG-16
 
 
@@ -33,18 +35,24 @@ class FCN(nn.Module):
     the sum is upsampled to the image. All score layers start at zero, so a net that starts from its coarser sibling
     starts with the sibling's output.
 
+    Other backbones lose their classifier (section 4.1 of the paper, on AlexNet and GoogLeNet), and their last maps at
+    strides 32, 16 and 8 are scored in place of fc7, pool4 and pool3. They have neither border nor fc6 and fc7, for
+    these are VGG-16's, and scores are resized bilinearly.
+
     Differs from the paper: with ``padding="same"``, the 100-pixel border is left out, and a training step
     takes 0.55 of the time; scores near the edges of an image then differ.
 
     Args:
         num_classes: Number of classes K.
         stride: Of the finest scores, in pixels: 32, 16 or 8.
-        weights: Weights of VGG-16: torchvision name, file path, or None for random values; fc6 and fc7 take those of
-            the classifier's first two layers, and stay random where there are none.
+        backbone: Name of a classification net of torchvision; of timm, behind ``timm/``; or ``tiny``.
+        weights: Of the backbone: name of pretrained weights, file path, or None for random values; fc6 and fc7 take
+            those of the first two layers of VGG-16's classifier, and stay random where there are none.
         skip_factors: Of pool4 and pool3 before they are scored. To train all strides in one stage, the authors' code
             (``voc-fcn8s-atonce``) takes 0.01 and 0.0001, made for Caffe's VGG-16; see `stream_rms` for other weights.
-        padding: ``border`` for the paper's 100 pixels around the image, ``same`` for none.
-        learn_upsample: Train the upsampling kernels; the authors found no significant difference.
+        padding: ``border`` for the paper's 100 pixels around the image, of VGG-16 alone, ``same`` for none; None for
+            the border where there is one.
+        learn_upsample: Train the upsampling kernels, of VGG-16 alone; the authors found no significant difference.
         width: Factor on the backbone's numbers of channels; 1 is the paper's net.
         normalise: What the weights expect of pixels, see `Normalise`.
 
@@ -56,9 +64,10 @@ class FCN(nn.Module):
         self,
         num_classes: int,
         stride: int = 8,
+        backbone: str = "vgg16",
         weights: str | None = None,
         skip_factors: tuple[float, float] = (1.0, 1.0),
-        padding: Literal["border", "same"] = "border",
+        padding: Literal["border", "same"] | None = None,
         learn_upsample: bool = False,
         width: Factor = 1.0,
         normalise: Normalisation = "imagenet",
@@ -66,13 +75,17 @@ class FCN(nn.Module):
         super().__init__()
         if stride not in _CROP_IMAGE:
             raise UserError(f"model.net.stride={stride} is none of 32, 16, 8: choose one of them")
-        if padding not in ("border", "same"):
+        if padding not in ("border", "same", None):
             raise UserError(f"model.net.padding={padding} is neither 'border' nor 'same': choose one of them")
         self.num_classes = num_classes
         self.normalise = Normalise(normalise)
         self.stride = stride
-        self.border = padding == "border"
+        self.is_vgg = backbone == "vgg16"
+        self.border = self.is_vgg and padding != "same"
         self.factor_pool4, self.factor_pool3 = skip_factors
+        if not self.is_vgg:
+            self._transplant(backbone, weights, width, border=padding == "border", learned=learn_upsample)
+            return
         self.backbone = feature_maps("vgg16", _POOLS, weights, width)
         for layer in self.backbone.modules():
             if isinstance(layer, nn.MaxPool2d):
@@ -96,9 +109,35 @@ class FCN(nn.Module):
         # named by its stride, for those of two stages differ in size
         self.add_module(f"upscore{stride}", BilinearUpsample(num_classes, stride, learn_upsample))
 
+    def _transplant(self, backbone: str, weights: str | None, width: float, border: bool, learned: bool) -> None:
+        """Take the maps of another backbone than VGG-16."""
+        for key, given in {"padding=border": border, "learn_upsample=true": learned}.items():
+            if given:
+                raise UserError(f"model.net.{key} is VGG-16's alone: leave it away, or choose model.net.backbone=vgg16")
+        layers = last_layers(backbone)
+        if self.stride not in layers:
+            strides = ", ".join(str(stride) for stride in layers if stride in _CROP_IMAGE) or "none of these"
+            raise UserError(
+                f"model.net.stride={self.stride}: {backbone} has maps at strides {', '.join(map(str, layers))}: "
+                f"of 32, 16 and 8 choose {strides}"
+            )
+        used = [layers[stride] for stride in sorted(layers) if stride >= self.stride]
+        self.backbone = feature_maps(backbone, used, weights, width, normalise=self.normalise)
+        shapes = map_shapes(self.backbone, _SIDE)
+        self.score_fr = _score(shapes[used[-1]][0], self.num_classes)
+        for stride, name in _SKIPS.items():
+            if layers.get(stride) in used[:-1]:
+                self.add_module(f"score_{name}", _score(shapes[layers[stride]][0], self.num_classes))
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K, H, W) of an image (B, 3, H, W)."""
         streams = self._streams(image)
+        if not self.is_vgg:
+            scores = self.score_fr(streams.pop("top"))
+            for name, maps in streams.items():
+                skip = self.get_submodule(f"score_{name}")(maps)
+                scores = resize(scores, (skip.shape[2], skip.shape[3])) + skip
+            return resize(scores, (image.shape[2], image.shape[3]))
         scores = self.score_fr(streams["fc7"])  # stride 32
         if self.stride <= 16:
             scores = self._join(self.upscore2(scores), self.score_pool4(streams["pool4"]), _CROP_POOL4)  # stride 16
@@ -121,8 +160,14 @@ class FCN(nn.Module):
         return {name: (float(x.float().square().mean().sqrt()), x.shape[1]) for name, x in streams.items()}
 
     def _streams(self, image: Tensor) -> dict[str, Tensor]:
-        """What is scored: fc7 and, as far as the stride asks for them, pool4 and pool3."""
-        pool3, pool4, pool5 = self.backbone(self.normalise(image)).values()
+        """What is scored: fc7 or the top map and, as far as the stride asks for them, pool4 and pool3."""
+        maps = self.backbone(self.normalise(image)).values()
+        if not self.is_vgg:
+            *finer, top = maps
+            factors = {"pool4": self.factor_pool4, "pool3": self.factor_pool3}
+            scored = [name for name in factors if hasattr(self, f"score_{name}")]
+            return {"top": top} | {name: factors[name] * x for name, x in zip(scored, reversed(finer), strict=True)}
+        pool3, pool4, pool5 = maps
         fc6 = self.dropout(F.relu(self.fc6(pool5), inplace=True))
         streams = {"fc7": self.dropout(F.relu(self.fc7(fc6), inplace=True))}
         if self.stride <= 16:

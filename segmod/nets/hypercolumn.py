@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
 from segmod.ground.types import Channels, Factor, Side
-from segmod.nets.backbones import feature_maps, map_shapes
+from segmod.nets.backbones import feature_maps, last_layers, map_shapes
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import classify_resized, resize
 
@@ -40,10 +40,10 @@ class Hypercolumn(nn.Module):
 
     Args:
         num_classes: Number of classes K.
-        backbone: Name of a classification net of torchvision, or ``tiny``.
+        backbone: Name of a classification net of torchvision; of timm, behind ``timm/``; or ``tiny``.
         taps: Names of its layers whose maps make up the hypercolumn, from shallow to deep. That of a convolution is
-            from before its ReLU.
-        weights: Pretrained weights of the backbone: torchvision name, file path, or None for random values.
+            from before its ReLU. None for the last layer at each stride.
+        weights: Of the backbone: name of pretrained weights, file path, or None for random values.
         width: Factor on the backbone's numbers of channels.
         hidden: Width of the hidden layer.
         align_corners: How taps are resized: corner pixels coincide (True), or cells are centred, as in the paper.
@@ -62,7 +62,7 @@ class Hypercolumn(nn.Module):
         self,
         num_classes: int,
         backbone: str,
-        taps: Sequence[str],
+        taps: Sequence[str] | None = None,
         weights: str | None = None,
         width: Factor = 1.0,
         hidden: Channels = 512,
@@ -81,9 +81,11 @@ class Hypercolumn(nn.Module):
         self.grid_out = grid_out
         self.score_relu = score_relu
         self.freeze_backbone = freeze_backbone
+        taps = list(last_layers(backbone).values()) if taps is None else taps
         if not taps:
             raise UserError("model.net.taps=[]: name at least one layer of the backbone")
-        self.backbone = feature_maps(backbone, taps, weights, width).requires_grad_(not freeze_backbone)
+        self.backbone = feature_maps(backbone, taps, weights, width, normalise=self.normalise)
+        self.backbone.requires_grad_(not freeze_backbone)
         self.taps = tuple(taps)
         shapes = map_shapes(self.backbone, _SIDE)
         self.tap_channels = [shapes[tap][0] for tap in taps]

@@ -39,12 +39,13 @@ class DeepFeaturePyramid(nn.Module):
     Args:
         num_classes: Number of classes K.
         depth: Stages that run once for each scale, counted from the deep end, 0 to 5.
-        backbone: Torchvision's name of a net whose layers are a sequence with maps at strides 2 to 32.
+        backbone: Name of a net of torchvision, or of timm behind ``timm/``, whose layers are a sequence with maps at
+            strides 2 to 32.
         scales: Factors on the height and width of the map, above 0; depth 0 has none.
         fusion: How branches are joined: ``concat``, ``sum`` or ``max``.
         encoder: Convolutions before that: ``1x1_3x3`` from k to k / 2 and on to k / 2, or the first of them alone.
         align_corners: How maps are resized: corner pixels coincide (True), or borders do (False).
-        weights: Weights of the backbone: torchvision name, file path, or None for random values.
+        weights: Of the backbone: name of pretrained weights, file path, or None for random values.
         width: Factor on the backbone's channels; 1 is the paper's net.
         checkpointing: Train with less memory and about a third more time: maps within the backbone's blocks are
             computed again for the gradient.
@@ -84,7 +85,7 @@ class DeepFeaturePyramid(nn.Module):
         self.fusion = fusion
         self.align_corners = align_corners
         self.checkpointing = checkpointing
-        self.backbone, self.stages, channels = in_stages(backbone, weights, width)
+        self.backbone, self.stages, channels = in_stages(backbone, weights, width, self.normalise)
         if len(self.stages) != STAGES:
             raise UserError(
                 f"model.net.backbone={backbone} halves the map {len(self.stages)} times, the pyramid needs {STAGES}"

@@ -15,8 +15,12 @@ from torchvision.models import WeightsEnum
 
 from segmod.ground.errors import UserError, reason
 from segmod.ground.palettes import Legend
+from segmod.nets.timm_nets import TimmWeights
 
 log = logging.getLogger(__name__)
+
+Family = type[WeightsEnum] | TimmWeights | None
+"""The pretrained weights of a net: torchvision's, timm's, or none."""
 
 _KEY = "model.net.weights"
 
@@ -27,7 +31,7 @@ VGG16_CLASSIFIER = {"fc6": ("classifier.0", "classifier.1"), "fc7": ("classifier
 def load_backbone_weights(
     backbone: nn.Module,
     weights: str | None,
-    family: type[WeightsEnum] | None = None,
+    family: Family = None,
     renamed: Mapping[str, Sequence[str]] | None = None,
     optional: Sequence[str] = (),
 ) -> None:
@@ -38,10 +42,10 @@ def load_backbone_weights(
 
     Args:
         backbone: The module to fill; its parts are named as torchvision names them, but for ``renamed``.
-        weights: A torchvision weight name (``DEFAULT``, ``IMAGENET1K_V1``, ``VGG16_Weights.IMAGENET1K_V1``), the path
-            of a state dict (.pth) or of a Lightning checkpoint (.ckpt) of a net with this backbone, or None: keep the
-            random initial values.
-        family: The torchvision weights that fit this backbone; None where there are none.
+        weights: A torchvision weight name (``DEFAULT``, ``IMAGENET1K_V1``, ``VGG16_Weights.IMAGENET1K_V1``)
+            or, for a net of timm, a tag (``DEFAULT``, ``a1_in1k``); the path of a state dict (.pth) or of a Lightning
+            checkpoint (.ckpt) of a net with this backbone; or None: keep the random initial values.
+        family: The pretrained weights that fit this backbone; None where there are none.
         renamed: Prefixes of the backbone's names and those that files have for them, ``{"fc6": ["classifier.0"]}``.
         optional: Prefixes of names that the weights may lack: these keep their random values, which is told in a line.
 
@@ -75,10 +79,22 @@ def load_backbone_weights(
         log.warning("%s=%s has no %s: random values there", _KEY, weights, parts)
 
 
-def _read(weights: str, family: type[WeightsEnum] | None) -> dict[str, Tensor]:
-    """State dict of a torchvision weight name or of a file."""
-    name = weights.rpartition(".")[2]
-    if family is not None and name in family.__members__ and weights in (name, f"{family.__name__}.{name}"):
+def _read(weights: str, family: Family) -> dict[str, Tensor]:
+    """State dict of a name of pretrained weights or of a file."""
+    if isinstance(family, TimmWeights):
+        if weights in family.names:
+            try:
+                return family.read(weights)
+            except Exception as error:  # of the Hub's client or of the libraries it stands on
+                raise UserError(
+                    f"{_KEY}={weights} could not be downloaded ({reason(error)}): fetch timm/{family.net} from the "
+                    f"Hugging Face Hub elsewhere and give the file, or start from random values, {_KEY}=null"
+                ) from error
+    elif (
+        family is not None
+        and (name := weights.rpartition(".")[2]) in family.__members__
+        and weights in (name, f"{family.__name__}.{name}")
+    ):
         member = family[name]
         try:
             return dict(member.get_state_dict(progress=True, check_hash=True, weights_only=True))
@@ -100,8 +116,9 @@ def _names_of(name: str, renamed: Mapping[str, Sequence[str]]) -> Iterator[str]:
     yield from (f"{other}.{rest}" for other in renamed.get(part, ()))
 
 
-def _choices(family: type[WeightsEnum] | None) -> str:
-    return ", ".join([*(family.__members__ if family is not None else ()), "a file or null"])
+def _choices(family: Family) -> str:
+    names = family.names[:6] if isinstance(family, TimmWeights) else family.__members__ if family is not None else ()
+    return ", ".join([*names, "a file or null"])
 
 
 class Transfer(NamedTuple):

@@ -22,6 +22,13 @@ from segmod.runs.values import OF_LIBRARIES, check_type, shown
 logging.getLogger("hydra.utils").addFilter(lambda record: False)  # writes what cannot be imported in three lines more
 
 
+# that configs of segmod name, and no install brings
+_PACKAGES = {
+    "segmentation_models_pytorch": "pip install segmentation-models-pytorch",
+    "transformers": "pip install transformers",
+}
+
+
 class BuildError(UserError):
     """A node names what the code does not have, or leaves out what it needs: a target, an argument."""
 
@@ -175,9 +182,8 @@ def _locate(path: str, key: str) -> Callable[..., Any]:
         if (
             isinstance(cause, ModuleNotFoundError) and cause.name == module
         ):  # of the user's own, in no version of segmod
-            raise UserError(
-                f"{message}: run from the folder that holds {module}.py, or name it in PYTHONPATH"
-            ) from error
+            remedy = f"run from the folder that holds {module}.py, or name it in PYTHONPATH"
+            raise UserError(f"{message}: {_PACKAGES.get(module, remedy)}") from error
         raise BuildError(message) from error
     return found
 

@@ -23,6 +23,7 @@ SAFE = frozenset(
         "segmod.nets.fcn": "FCN",
         "segmod.nets.hypercolumn": "Hypercolumn",
         "segmod.nets.pyramid": "DeepFeaturePyramid",
+        "segmod.nets.wrapped": "TorchvisionNet Wrapped",
         "segmod.training.module": "SegmentationModule",
         "segmod.training.boxwise": "BoxwiseModule",
         "segmod.training.sparse": "HypercolumnSparse",

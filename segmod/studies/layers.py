@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segmod.ground.errors import UserError
 from segmod.ground.types import Side
-from segmod.nets.backbones import run_on_paper
+from segmod.nets.tracing import run_on_paper
 from segmod.runs.instantiate import untrained_net
 from segmod.studies.base import Row, Runs, at_least, only_run
 

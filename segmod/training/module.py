@@ -6,7 +6,8 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import lightning as L
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, cut
 from segmod.ground.types import Batch, Positive, Predictor, Text, labels_of
 from segmod.inference.dense import DensePredictor
 from segmod.losses import weigh_classes, weighted_parts
@@ -25,6 +26,26 @@ from segmod.nets.weights import load_net
 from segmod.optim import ParamRule, param_groups, scale_groups, watched
 
 log = logging.getLogger(__name__)
+
+
+# what torch says of images that are too small or too few for a net
+_TOO_SMALL = {
+    "more than 1 value per channel": "a batch norm gets one value a channel, from which it cannot learn: raise "
+    "data.batch_size (accumulating does not help), or take larger images",
+    "Kernel size can't be greater": "too small for this net: take larger images, data.squash or data.crop_size",
+    "Output size is too small": "too small for this net: take larger images, data.squash or data.crop_size",
+}
+
+
+@contextmanager
+def _small_images_told(batch: Batch) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        told = next((words for sign, words in _TOO_SMALL.items() if sign in str(error)), None)
+        if told is None:
+            raise
+        raise UserError(f"batch {cut(str(list(batch.get('name', []))), 80)}: {told}") from error
 
 
 class SegmentationModule(L.LightningModule):
@@ -170,9 +191,11 @@ class SegmentationModule(L.LightningModule):
         """One step; a loss that is not finite stops the run: before it spoils the weights on a CPU, else soon after.
 
         Raises:
-            UserError: The loss is NaN or infinite; names the step and the images of the batch.
+            UserError: The loss is NaN or infinite, or the images are too small for the net or too few for its batch
+                norm; names the images of the batch.
         """
-        loss = self.compute_loss(batch)
+        with _small_images_told(batch):
+            loss = self.compute_loss(batch)
         self._epoch_loss += loss.detach()
         self._epoch_batches += 1
         # `log` takes up to a millisecond, and looking at a number on a GPU waits for it
@@ -211,7 +234,8 @@ class SegmentationModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Count the pixels of one batch; returns its labels, int64 (B, H, W), for the callbacks."""
-        labels = labels_of(self.predict_scores(batch))
+        with _small_images_told(batch):
+            labels = labels_of(self.predict_scores(batch))
         self.metrics.update(labels, batch["mask"])
         return labels
 

@@ -50,7 +50,7 @@ def net(request):
     return net.eval()
 
 
-pytestmark = pytest.mark.parametrize("net", sorted(FILES), indirect=True)
+pytestmark = [pytest.mark.usefixtures("stand_ins"), pytest.mark.parametrize("net", sorted(FILES), indirect=True)]
 
 
 def size_for(net, size=SIZE):

@@ -32,6 +32,7 @@ CHOICES = [
     f"{group}={path.stem}"
     for group in ("experiment", "model", "data", "inference", "proposals", "loss", "crops")
     for path in sorted((CONF_DIR / group).glob("*.yaml"))
+    if (group, path.stem) not in (("model", "smp"), ("model", "transformers"))  # which call what is not segmod's
 ]
 COMMANDS = {
     "predict": ("input=photo.png", "device=cpu"),
@@ -223,6 +224,23 @@ def test_what_segmod_stores_needs_no_trust(choice: str) -> None:
         assert config[key] == plain
         node = {name: value for name, value in plain.items() if name not in ("optimizer", "scheduler", "crops")}
         assert Trust.of(()).admit(node, key, config).keys() >= node.keys()
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("smp", "segmentation_models_pytorch.Unet"),
+        ("transformers", "transformers.SegformerForSemanticSegmentation,transformers.SegformerConfig"),
+    ],
+)
+def test_a_net_of_another_library_is_the_users_to_trust(model: str, names: str) -> None:
+    cfg = composed(f"model={model}", "model.net.num_classes=5")
+    config, left = followed(as_stored(cfg))
+    assert not left
+    nodes = {"net": config["model"]["net"]}
+    with pytest.raises(UserError, match=rf"trust=.*{names.split(',')[0]}"):
+        Trust.of(()).admit(nodes, "model", config)
+    assert Trust.of(names.split(",")).admit(nodes, "model", config) == nodes
 
 
 def test_what_is_safe_is_there_and_is_what_it_is_called() -> None:

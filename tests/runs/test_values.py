@@ -133,6 +133,7 @@ def test_any_key_takes_a_value_or_refuses_it_in_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("model", MODELS)
 def test_any_key_of_any_model_takes_any_value_or_refuses_it(
     model: str, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch

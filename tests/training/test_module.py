@@ -282,3 +282,29 @@ def test_dropout_is_decided_by_seed_epoch_batch_and_rank(monkeypatch: pytest.Mon
     first = [drawn(*place) for place in places]
     assert len(set(first)) == len(places)
     assert [drawn(*place) for place in places] == first
+
+
+# -- images that do not suit the net ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"),
+    [
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(5)), "raise data.batch_size"),
+        (nn.Conv2d(5, 5, 99), "too small for this net"),
+    ],
+)
+def test_images_that_are_too_small_or_too_few_are_told_in_a_line(layer: nn.Module, told: str) -> None:
+    net = nn.Sequential(Net(), layer)
+    net.num_classes = 5
+    batch: Any = {"image": torch.zeros(1, 3, 8, 8), "mask": torch.zeros(1, 8, 8).byte(), "name": ["2007_000033"]}
+    with pytest.raises(UserError, match=rf"batch \['2007_000033'\]: .*{told}"):
+        module(net=net.train()).training_step(batch, 0)
+
+
+def test_other_errors_of_a_net_stay_what_they_are() -> None:
+    net = nn.Sequential(Net(), nn.Conv2d(7, 5, 1))
+    net.num_classes = 5
+    batch: Any = {"image": torch.zeros(1, 3, 8, 8), "mask": torch.zeros(1, 8, 8).byte(), "name": ["a"]}
+    with pytest.raises(RuntimeError, match="channels"):
+        module(net=net).training_step(batch, 0)
