@@ -22,6 +22,7 @@ from segmod.runs.claim import claim, clear, own_run
 from segmod.runs.folders import Run, predecessor
 from segmod.runs.instantiate import instantiate, settle_classes
 from segmod.runs.launch import is_leader, prepare_lightning
+from segmod.runs.length import finished
 from segmod.runs.ranks import watched
 from segmod.runs.records import metrics_of, record
 from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal, monitors_are_logged
@@ -36,7 +37,7 @@ def main(cfg: DictConfig) -> float | None:
     """Train as the config says; returns val/miou, for sweepers that optimise."""
     resolve(cfg)
     run = own_run(cfg)
-    result = None if cfg.overwrite else run.result()
+    result = None if cfg.overwrite else finished(run, cfg)
     if result is not None:
         if cfg.data.get("verify"):
             instantiate(cfg, "data").prepare_data()

@@ -26,7 +26,7 @@ from segmod.ground.files import FULL, UnwritableError
 from segmod.ground.signals import Stopped, tell_stop
 from segmod.runs.folders import register_resolvers
 from segmod.runs.hydra_private import let_errors_through
-from segmod.runs.keys import readable
+from segmod.runs.keys import Kind, kind, readable
 from segmod.runs.launch import is_leader, job_environment, prepare_process
 from segmod.runs.values import check_values
 
@@ -59,6 +59,7 @@ def run(name: str) -> int:
             sys.path.append(os.getcwd())  # where data, nets and losses of one's own lie
         if not is_leader():
             sys.argv.append("hydra/job_logging=none")
+        require_named_lengths(sys.argv[1:])
         let_errors_through()
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
         after = getattr(sys.modules.get(f"segmod.commands.{name}"), "after", None)
@@ -111,6 +112,19 @@ def _remove_if_unclaimed(directory: Path, root: Path) -> None:
         with suppress(OSError):  # the first that is not empty ends it
             for folder in (directory, *(parent for parent in directory.parents if root in (parent, *parent.parents))):
                 folder.rmdir()
+
+
+def require_named_lengths(words: list[str]) -> None:
+    """Check that the jobs of a sweep over lengths have folders of their own: the length names none.
+
+    Raises:
+        UserError: They would train one run.
+    """
+    for word in words:
+        key, _, value = word.partition("=")
+        many = "," in value or value.startswith(("range(", "choice("))
+        if kind(key) is Kind.LENGTH and many and not any(f"${{{key}}}" in other for other in words):
+            raise UserError(f"{word}: a longer training goes on with a shorter one: give each a name='NAME-${{{key}}}'")
 
 
 def is_multirun() -> bool:
