@@ -27,8 +27,7 @@ def main(cfg: DictConfig) -> None:
     """Do the study that the config names."""
     prepare_lightning()
     if cfg.get("study") is None:
-        known = ", ".join(sorted(path.stem for path in (cli.CONF_DIR / "study").glob("*.yaml")))
-        raise UserError(f"study=... is required; choose one of {known}")
+        raise UserError(f"study=... is required; choose one of {', '.join(cli.options('study'))}")
     device = choose_device(str(cfg.device))
     given = list(cfg.run) if OmegaConf.is_list(cfg.run) else [cfg.run] if cfg.run is not None else []
     if not given and cfg.run is not None:

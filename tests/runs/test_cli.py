@@ -138,6 +138,26 @@ def test_what_a_folder_of_ones_own_adds_is_listed(segmod: Any, tmp_path: Path, c
     assert ", mine, " in error
 
 
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("train", "model"), ("evaluate", "inference"), ("predict", "inference"), ("study", "study"),
+        ("proposals", "proposals"), ("benchmark", "loss"),
+    ],
+)  # fmt: skip
+def test_every_command_lists_what_a_folder_of_ones_own_adds(
+    name: str, group: str, segmod: Any, tmp_path: Path, capfd: Any
+) -> None:
+    own = tmp_path / "a folder" / "of mine" / group
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("{}\n")
+    assert segmod(name, "--config-dir", str(own.parent), f"{group}=mime") == 1
+    error = capfd.readouterr().err
+    assert f"{group}=mime: no such option; choose one of " in error
+    assert "mine" in error.partition("choose one of ")[2].replace(",", "").split()
+    assert segmod(name, f"--config-dir={own.parent}", f"{group}=mine", "--cfg", "job") == 0
+
+
 def test_another_number_of_classes_than_the_checkpoint(segmod: Any, small: Any, capfd: Any) -> None:
     short = (*small, "trainer.max_epochs=1")
     assert segmod("train", *short, "name=first") == 0
