@@ -42,7 +42,7 @@ _PATTERNS = {
         r"|what|size|batch|device|precision|channels_last|compile|threads|steps|passes|warmup|rounds|against|output"
     ),
     Kind.WATCHING: (
-        r"data\.summary|logger(\..+)?|callbacks\.(pictures|panels|lr_monitor|progress|summary)(\..+)?"
+        r"data\.summary|logger(\..+)?|callbacks\.(pictures|panels|lr_monitor|progress|lines|summary)(\..+)?"
         r"|trainer\.(enable_\w+|log_every_n_steps|num_sanity_val_steps|profiler|detect_anomaly)"
     ),
 }

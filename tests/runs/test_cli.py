@@ -69,8 +69,8 @@ def test_mistakes_in_training(overrides: list[str], message: str, segmod: Any, s
     [
         (
             "evaluate",
-            "logger=wandb",
-            "segmod-evaluate has no group 'logger': its groups are inference, proposals, trainer",
+            "callbacks=ema",
+            "segmod-evaluate has no group 'callbacks': its groups are inference, proposals, logger, trainer",
         ),
         ("predict", "model=tiny", "segmod-predict has no group 'model': its groups are inference, proposals"),
         ("tables", "tables=fcn", "segmod-tables has no group 'tables': did you mean table?"),

@@ -73,7 +73,8 @@ def test_these_keys_are_for_watching() -> None:
     nodes = {".".join(key.split(".")[:2]) for key in found if not key.startswith("trainer.")}
     assert nodes == {
         "logger.csv", "logger.wandb", "logger.tensorboard",
-        "callbacks.pictures", "callbacks.panels", "callbacks.lr_monitor", "callbacks.progress", "callbacks.summary",
+        "callbacks.pictures", "callbacks.panels", "callbacks.lr_monitor", "callbacks.progress", "callbacks.lines",
+        "callbacks.summary",
         "data.summary",
     }  # fmt: skip
     assert {key for key in found if key.startswith("trainer.")} == {

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def test_a_record_is_read_back(tmp_path: Path) -> None:
 def test_a_predecessor_is_a_file_a_directory_or_a_finished_sibling(tmp_path: Path) -> None:
     overrides = ["experiment=b", "trainer.precision=5", "trainer.max_steps=5", "overwrite=true"]
     cfg = config(tmp_path, init_from="fcn32s")
-    with pytest.raises(UserError, match=r"run first: .* experiment=fcn32s trainer\.precision=5 trainer\.max_steps=5$"):
+    command = "segmod-train experiment=fcn32s trainer.precision=5 trainer.max_steps=5"
+    with pytest.raises(UserError, match=f"run first: {re.escape(command)}$"):
         runs.predecessor("fcn32s", cfg, overrides, {})
     sibling = tmp_path / "fcn32s" / "precision-5" / "seed0"
     (sibling / "checkpoints").mkdir(parents=True)
