@@ -9,14 +9,14 @@ from segmod.ground.signals import Stopped, stoppable, tell_stop
 
 
 def entry(name: str) -> Callable[[], None]:
-    """The entry point of a command, see `segmod.runs.cli.run`; signals are heeded before Hydra is imported."""
+    """The entry point of a command, see `segmod.runs.cli`; signals are heeded before Hydra is imported."""
 
     def main() -> None:
         try:
             with stoppable(name):
-                from segmod.runs.cli import run
+                from segmod.runs import cli
 
-                code = run(name)
+                code = cli.run_plain(name) if name == "new" else cli.run(name)
         except Stopped as stop:
             code = tell_stop(stop.signum, name)
         if code:
@@ -32,6 +32,7 @@ proposals = entry("proposals")
 benchmark = entry("benchmark")
 study = entry("study")
 tables = entry("tables")
+new = entry("new")
 
 COMMANDS = {
     "train": train,
@@ -41,6 +42,7 @@ COMMANDS = {
     "benchmark": benchmark,
     "study": study,
     "tables": tables,
+    "new": new,
 }
 
 

@@ -170,12 +170,11 @@ class Compound(Schedule):
 
 
 class Step(Schedule):
-    """Times ``gamma`` after every ``every`` steps (or epochs)."""
+    """Times ``gamma`` after every ``every`` steps (or epochs); the length of the training does not matter."""
 
     def __init__(
         self,
         optimizer: Optimizer,
-        total_steps: int,
         steps_per_epoch: int = 1,
         *,
         every: Count = 10000,
@@ -185,7 +184,7 @@ class Step(Schedule):
     ) -> None:
         self.every = every
         self.gamma = gamma
-        super().__init__(optimizer, total_steps, steps_per_epoch, warmup=warmup, by_epoch=by_epoch)
+        super().__init__(optimizer, 1, steps_per_epoch, warmup=warmup, by_epoch=by_epoch)
 
     def factor(self, t: int, total: float) -> float:  # noqa: D102
         return float(self.gamma ** (t // self.every))

@@ -61,7 +61,7 @@ def test_schedules_follow_their_formulas() -> None:
     assert rates(Poly, 4, total_steps=4, power=2.0) == [1, 0.5625, 0.25, 0.0625]
     # cos of 0, 60, 120 degrees is 1, 1/2, -1/2
     assert rates(Cosine, 3, total_steps=3) == pytest.approx([1, 0.75, 0.25])
-    assert rates(Step, 5, total_steps=5, every=2, gamma=0.1) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert rates(Step, 5, every=2, gamma=0.1) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
 def test_schedule_by_epoch_is_still_within_an_epoch() -> None:

@@ -14,7 +14,10 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_carries_its_configs(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages of an environment into which the wheel has been unpacked."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("segmod-*.whl")
@@ -25,18 +28,31 @@ def test_the_wheel_carries_its_configs(tmp_path: Path) -> None:
         archive.extractall(site)
     # the dependencies of this environment, but not its editable segmod: path files in there are not followed
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    code = "from segmod import __main__; from segmod.runs import cli; print(cli.CONF_DIR); __main__.train()"
+    return site
+
+
+def installed(site: Path, *words: str, folder: Path) -> str:
+    """What Python prints where the wheel, and not the checkout, is found."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(venv / "bin" / "python"), "-c", code, "--cfg", "job", "experiment=fcn8s", "data=voc"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith(str(site / "segmod" / "conf"))
-    assert "_target_: segmod.nets.fcn.FCN" in done.stdout
+    command = [str(site.parents[2] / "bin" / "python"), *words]
+    return subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def test_the_wheel_carries_its_configs(site: Path, tmp_path: Path) -> None:
+    code = "from segmod import __main__; from segmod.runs import cli; print(cli.CONF_DIR); __main__.train()"
+    printed = installed(site, "-c", code, "--cfg", "job", "experiment=fcn8s", "data=voc", folder=tmp_path)
+    assert printed.startswith(str(site / "segmod" / "conf"))
+    assert "_target_: segmod.nets.fcn.FCN" in printed
+
+
+@pytest.mark.slow
+def test_a_project_of_ones_own_works_with_the_wheel_alone(site: Path, tmp_path: Path) -> None:
+    installed(site, "-m", "segmod", "new", "own", folder=tmp_path)
+    own = tmp_path / "own"
+    assert "3 passed" in installed(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder=own)
+    words = ("--config-dir", "conf", "experiment=own", "trainer=cpu", "trainer.max_epochs=1")
+    installed(site, "-m", "segmod", "train", *words, folder=own)
+    assert (own / "runs" / "own" / "seed0" / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)

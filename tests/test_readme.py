@@ -24,13 +24,15 @@ def words(command: str) -> tuple[str, list[str]]:
     return program.removeprefix("segmod-"), arguments
 
 
-def test_the_readme_has_fifteen_commands() -> None:
-    assert len(COMMANDS) == 15
+def test_the_readme_has_sixteen_commands() -> None:
+    assert len(COMMANDS) == 16
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_compose(line: str, segmod: Any, capfd: Any) -> None:
     name, arguments = words(line)
+    if name == "new":  # takes no config
+        return
     arguments = [a.split(",")[0] for a in arguments if a != "-m"]
     assert segmod(name, "--cfg", "job", *arguments) == 0, capfd.readouterr().err
 

@@ -21,13 +21,15 @@ from segmod.ground.printing import print_table, short_path, write_csv
 from segmod.inference.submission import Submission
 from segmod.metrics import mean_iou, present_classes, summarise
 from segmod.runs import cli
-from segmod.runs.instantiate import instantiate
+from segmod.runs.instantiate import instantiate, loggers
 from segmod.runs.launch import is_leader, prepare_lightning
 from segmod.runs.ranks import watched
 from segmod.runs.records import metrics_of, record
 from segmod.runs.trained import TrainedRun
 from segmod.training.datamodule import SegmentationDataModule
+from segmod.training.loggers import WandbLogger
 from segmod.training.pictures import PredictionPictures
+from segmod.training.wandb_panels import log_evaluation
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,10 @@ def main(cfg: DictConfig) -> None:
     )
     write_tables(directory, module.confusion, run.classes, f"{run.name}, {directory.name}")
     print_scores(directory, module.confusion, run.classes, result)
+    pictures = sorted((directory / "pictures").rglob("*.png"))
+    for logger in loggers(cfg, "evaluate", run.name):
+        if isinstance(logger, WandbLogger):
+            log_evaluation(logger, result, module.confusion, tuple(run.classes), pictures)
 
 
 def competition(name: str, train_split: str) -> str:

@@ -14,7 +14,7 @@ from segmod.ground.files import replace_text, require_writable
 from segmod.ground.names import require_name
 from segmod.ground.printing import markdown, print_table, short_path, write_records
 from segmod.runs import cli
-from segmod.runs.instantiate import instantiate
+from segmod.runs.instantiate import instantiate, loggers
 from segmod.runs.keys import differences
 from segmod.runs.launch import prepare_lightning
 from segmod.runs.trained import TrainedRun, choose_device
@@ -27,8 +27,7 @@ def main(cfg: DictConfig) -> None:
     """Do the study that the config names."""
     prepare_lightning()
     if cfg.get("study") is None:
-        known = ", ".join(sorted(path.stem for path in (cli.CONF_DIR / "study").glob("*.yaml")))
-        raise UserError(f"study=... is required; choose one of {known}")
+        raise UserError(f"study=... is required; choose one of {', '.join(cli.options('study'))}")
     device = choose_device(str(cfg.device))
     given = list(cfg.run) if OmegaConf.is_list(cfg.run) else [cfg.run] if cfg.run is not None else []
     if not given and cfg.run is not None:
@@ -94,8 +93,7 @@ def print_rows(directory: Path, table: Sequence[Row]) -> None:
 
 def log_pictures(cfg: DictConfig, directory: Path, table: Sequence[Row]) -> None:
     """Send pictures and table to the loggers that take them, such as W&B."""
-    for name, node in (cfg.get("logger") or {}).items():
-        logger: Any = instantiate(cfg, f"logger.{name}") if node is not None else None
+    for logger in loggers(cfg, "study", str(cfg.get("name"))):
         if hasattr(logger, "log_image"):
             for path in sorted(directory.glob("*.png")):
                 logger.log_image(key=f"{directory.name}/{path.stem}", images=[str(path)])

@@ -20,13 +20,15 @@ from segmod.inference.dense import DensePredictor
 from segmod.runs import cli
 from segmod.runs.claim import claim, clear, own_run
 from segmod.runs.folders import Run, predecessor
-from segmod.runs.instantiate import instantiate, settle_classes
+from segmod.runs.instantiate import instantiate, loggers, settle_classes
 from segmod.runs.launch import is_leader, prepare_lightning
+from segmod.runs.length import finished
 from segmod.runs.ranks import watched
 from segmod.runs.records import metrics_of, record
 from segmod.training.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnSignal, monitors_are_logged
 from segmod.training.datamodule import SegmentationDataModule
 from segmod.training.lightning_private import name_checkpoint
+from segmod.training.loggers import WandbLogger
 from segmod.training.module import SegmentationModule
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def main(cfg: DictConfig) -> float | None:
     """Train as the config says; returns val/miou, for sweepers that optimise."""
     resolve(cfg)
     run = own_run(cfg)
-    result = None if cfg.overwrite else run.result()
+    result = None if cfg.overwrite else finished(run, cfg)
     if result is not None:
         if cfg.data.get("verify"):
             instantiate(cfg, "data").prepare_data()
@@ -105,8 +107,10 @@ def train_net(
 ) -> None:
     """Train from the start, or from where the run was cut off."""
     resumed = checkpoints.last if checkpoints.last.is_file() and not cfg.overwrite else None
-    if resumed and trainer.is_global_zero:
-        log.info("resuming %s", resumed)
+    if trainer.is_global_zero:
+        weights = OmegaConf.select(cfg, "model.net.weights")
+        start = f"init_from={cfg.init_from}" if cfg.init_from else f"model.net.weights={weights or 'null: random'}"
+        log.info("%s %s", "resuming" if resumed else f"{start}, training", resumed or short_path(run.directory))
     if trainer.world_size > 1 and trainer.is_global_zero:
         log.info("ranks above 0 print to %s", run.directory / "rank*.log")
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -135,6 +139,7 @@ def score(
     """Score the chosen checkpoint and record the run as finished; returns the contents of its metrics.json."""
     wall_time = checkpoints.wall_time
     which = run.checkpoint(cfg.checkpoint)
+    watching = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
     step = checkpoints.best_step if which == checkpoints.best else trainer.global_step
     if (
         module.confusion is None or checkpoints.validated_step != step
@@ -160,6 +165,8 @@ def score(
             parameters=sum(p.numel() for p in module.net.parameters()),
             wall_time_s=wall_time,
         )
+        for logger in watching:
+            logger.log_result(result["metrics"], which)
     return result
 
 
@@ -178,12 +185,11 @@ def make_trainer(cfg: DictConfig) -> tuple[L.Trainer, Checkpoints]:
     on_cpu = cfg.trainer.accelerator == "cpu" or (cfg.trainer.accelerator == "auto" and not torch.cuda.is_available())
     if on_cpu and isinstance(devices, int) and devices > (os.cpu_count() or 1):
         raise UserError(f"trainer.devices={devices}: this machine has {os.cpu_count()} CPU cores; one process a core")
-    loggers = [instantiate(cfg, f"logger.{name}") for name, node in cfg.logger.items() if node is not None]
     trainer: L.Trainer = instantiate(
         cfg,
         "trainer",
         callbacks=callbacks,
-        logger=loggers,
+        logger=loggers(cfg, "train", str(cli.choices().get("sweep") or cfg.name)),
         enable_checkpointing=False,  # segmod's own Checkpoints callback does it
         plugins=[AtomicCheckpointIO()],
     )

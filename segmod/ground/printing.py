@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from segmod.ground.errors import UserError, reason
 from segmod.ground.files import read_text, replace_text
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class Terminal(logging.StreamHandler[TextIO]):
+    """Messages on stderr; while a progress bar shows, Rich takes stderr and puts them above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message where stderr is now."""
+        if not self.stream.closed and self.stream.isatty():
+            self.setStream(sys.stderr)
+        super().emit(record)
 
 
 def print_table(title: str, lines: Sequence[Sequence[str]]) -> Console:

@@ -74,6 +74,7 @@ def load_backbone_weights(
             if not given.isfinite().all():
                 raise UserError(f"{_KEY}={weights} has no values for '{name}': {remedy}")
             own.copy_(given.reshape(own.shape))
+    log.info("%s=%s: %d tensors copied", _KEY, weights, len(backbone.state_dict()) - len(kept))
     if kept:
         parts = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in kept))
         log.warning("%s=%s has no %s: random values there", _KEY, weights, parts)

@@ -17,7 +17,7 @@ from segmod.ground.errors import UserError
 from segmod.ground.files import replace_text, writing
 from segmod.ground.printing import short_path
 from segmod.runs.folders import Run
-from segmod.runs.keys import settings
+from segmod.runs.keys import Kind, kind, settings
 from segmod.runs.launch import is_leader
 from segmod.runs.stored import as_stored, followed
 
@@ -47,7 +47,8 @@ def own_run(cfg: DictConfig) -> Run:
     roots = [c.data.get("root") for c in (cfg, stored) if "data" in c]
     if len(set(roots)) > 1:
         log.warning("data.root was %s when %s was made, it is %s now", roots[1], run.directory, roots[0])
-    differing = sorted(k for k in {*ours, *theirs} if ours.get(k, "-") != theirs.get(k, "-"))
+    recipe = [key for key in {*ours, *theirs} if kind(key) is Kind.RECIPE]
+    differing = sorted(key for key in recipe if ours.get(key, "-") != theirs.get(key, "-"))
     if differing:
         shown = ", ".join(f"{k}: {theirs.get(k, '-')} there, {ours.get(k, '-')} here" for k in differing[:4])
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
@@ -75,6 +76,7 @@ def claim(run: Run, cfg: DictConfig) -> Iterator[bool]:
         is_new = not run.config_file.is_file()
         if cfg.overwrite:
             clear(run)
+        run.metrics_file.unlink(missing_ok=True)  # of a shorter training
         replace_text(run.config_file, OmegaConf.to_yaml(OmegaConf.create(as_stored(cfg))))
         yield is_new
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,7 +27,7 @@ from segmod.ground.files import FULL, UnwritableError
 from segmod.ground.signals import Stopped, tell_stop
 from segmod.runs.folders import register_resolvers
 from segmod.runs.hydra_private import let_errors_through
-from segmod.runs.keys import readable
+from segmod.runs.keys import Kind, kind, readable
 from segmod.runs.launch import is_leader, job_environment, prepare_process
 from segmod.runs.values import check_values
 
@@ -55,10 +56,15 @@ def run(name: str) -> int:
     job.__module__ = f"segmod.commands.{name}"  # after which Hydra names the job and its log
     try:
         prepare_process()
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # where data, nets and losses of one's own lie
+        HydraConfig.instance().cfg = None  # of an earlier command of this process
+        own = [folder.resolve() for folder in search_path()[1:]]
+        # where data, nets and losses of one's own lie
+        for folder in map(str, (Path.cwd(), *own, *(folder.parent for folder in own))):
+            if folder not in sys.path:
+                sys.path.append(folder)
         if not is_leader():
             sys.argv.append("hydra/job_logging=none")
+        require_named_lengths(sys.argv[1:])
         let_errors_through()
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
         after = getattr(sys.modules.get(f"segmod.commands.{name}"), "after", None)
@@ -70,6 +76,16 @@ def run(name: str) -> int:
     if _reader_left() and code == 0:
         code = 128 + signal.SIGPIPE
     return code
+
+
+def run_plain(name: str) -> int:
+    """Run a command that takes words in place of a config; returns the exit code, as `run` does."""
+    try:
+        prepare_process()
+        import_module(f"segmod.commands.{name}").main(sys.argv[1:])
+    except BaseException as error:
+        return _report(error, name)
+    return 0
 
 
 def _reader_left(text: str = "") -> bool:
@@ -113,9 +129,21 @@ def _remove_if_unclaimed(directory: Path, root: Path) -> None:
                 folder.rmdir()
 
 
+def require_named_lengths(words: list[str]) -> None:
+    """Check that the jobs of a sweep over lengths have folders of their own: the length names none.
+
+    Raises:
+        UserError: They would train one run.
+    """
+    for word in words:
+        key, _, value = word.partition("=")
+        many = "," in value or value.startswith(("range(", "choice("))
+        if kind(key) is Kind.LENGTH and many and not any(f"${{{key}}}" in other for other in words):
+            raise UserError(f"{word}: a longer training goes on with a shorter one: give each a name='NAME-${{{key}}}'")
+
+
 def is_multirun() -> bool:
     """Whether this job is one of several."""
-    from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
@@ -123,8 +151,6 @@ def is_multirun() -> bool:
 
 def overrides() -> list[str]:
     """Command-line overrides of this job, with a sweep's own."""
-    from hydra.core.hydra_config import HydraConfig
-
     # as they were typed: an interpolation in one is not of Hydra's own config
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return list(typed)
@@ -132,8 +158,6 @@ def overrides() -> list[str]:
 
 def choices() -> dict[str, Any]:
     """Chosen option of every config group."""
-    from hydra.core.hydra_config import HydraConfig
-
     return dict(HydraConfig.get().runtime.choices)
 
 
@@ -145,11 +169,9 @@ def named_by_changes(name: str, groups: tuple[str, ...]) -> str:
 
 def search_path() -> list[Path]:
     """Folders of configs, segmod's own first: ``--config-dir`` and ``hydra.searchpath`` add to them."""
-    from hydra.core.hydra_config import HydraConfig
-
     if HydraConfig.initialized():
         return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
-    words = " ".join(sys.argv[1:]).replace("--config-dir=", "--config-dir ").split()
+    words = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word[:13] == "--config-dir=" else [word])]
     added = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
     return [CONF_DIR, *map(Path, added)]
 
@@ -180,7 +202,7 @@ def _report(error: BaseException, config_name: str) -> int:
         groups = "|".join(_groups_and_keys(config_name)[0])
         no_option = rf"({groups})(@.*)?=(.*,)?(null|true|false|nan|inf|[-+.\d]+(e\d+)?|{{.*}})(,.*)?"
         given = next((match for a in sys.argv[1:] if (match := re.fullmatch(no_option, a, re.IGNORECASE))), None)
-        line = f"{given[0]}: choose one of {', '.join(_options(given[1]))}, or leave it out" if given else str(error)
+        line = f"{given[0]}: choose one of {', '.join(options(given[1]))}, or leave it out" if given else str(error)
     elif isinstance(error, ValueError) and str(error).startswith("Only one of --run, --multirun, --cfg"):
         sys.stderr.write("segmod: error: -m and --cfg do not go together: --cfg job shows one job, without -m\n")
         return 2
@@ -210,7 +232,7 @@ def explain(error: BaseException, config_name: str) -> str:
         return f"cannot read the override {match.group(1)!r}: write key=value, quote odd characters"
     if match := re.search(r"Could not (?:find|load) '([\w/]+?)/([^'/]*)'", text):
         group, option = match.groups()
-        return f"{group}={option}: no such option; choose one of {', '.join(_options(group))}"
+        return f"{group}={option}: no such option; choose one of {', '.join(options(group))}"
     if match := re.search(r"Could not override '([^']+)'\.\s*(?:No match in the defaults list)?", text):
         key = match.group(1)
         if "No match in the defaults list" in text:
@@ -240,10 +262,10 @@ def check_choices(cfg: DictConfig, config_name: str) -> None:
     """
     for group, default in _groups_and_keys(config_name)[0].items():
         if default and group not in (cfg if isinstance(default, list) else choices()):
-            raise UserError(f"{group} is required: choose one of {', '.join(_options(group))}")
+            raise UserError(f"{group} is required: choose one of {', '.join(options(group))}")
 
 
-def _options(group: str) -> list[str]:
+def options(group: str) -> list[str]:
     """The options of a config group, those of further folders with them."""
     return sorted({path.stem for folder in search_path() for path in (folder / group).glob("*.yaml")})
 
@@ -269,10 +291,12 @@ def _suggest(key: str, config_name: str) -> str:
 
     wrong = key.rpartition(".")[2]
     others = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-") and a.partition("=")[0].lstrip("+~") != key]
+    added = search_path()[1:]
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             groups = [a for a in others if "." not in a.partition("=")[0] and "," not in a]
+            groups += [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in added)}]"]
             cfg = compose(config_name, overrides=groups)
     except Exception:
         return "--cfg job prints the keys there are"

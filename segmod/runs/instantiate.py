@@ -68,6 +68,22 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
         raise
 
 
+def loggers(cfg: DictConfig, job: str, group: str) -> list[Any]:
+    """Build the loggers of a config.
+
+    Args:
+        cfg: Root config, which may have a node ``logger``.
+        job: Kind of the job, such as ``train``.
+        group: Of the job, where the config names none; both are for W&B, which sorts by them.
+
+    Raises:
+        UserError: As `instantiate`.
+    """
+    nodes = {name: node for name, node in (cfg.get("logger") or {}).items() if node is not None}
+    extra = {name: {"job_type": job, "group": node.group or group} for name, node in nodes.items() if "group" in node}
+    return [instantiate(cfg, f"logger.{name}", **extra.get(name, {})) for name in nodes]
+
+
 def settle_classes(cfg: DictConfig) -> None:
     """Give the net as many classes as the data set has: ``model.net.num_classes``, which no yaml says.
 

@@ -1,6 +1,7 @@
-"""What each config key is for: the recipe of a run, the machine it runs on, or watching it. The one place that says so.
+"""What each config key is for: the recipe of a run, its length, its machine, or watching it; here alone.
 
 *Recipe* keys decide the result: they name the run's folder, and who goes on with a run must give them as they were.
+*Length* keys decide it, too, but a run may be trained on: they are no part of the name, see `segmod.runs.length`.
 *Machine* keys say where and on what it is computed and *watching* keys what is seen of it: they may change at any time.
 A key that nothing here speaks of is of the recipe, so that a new one is never lost from sight.
 """
@@ -23,11 +24,13 @@ class Kind(Enum):
     """What a config key is for."""
 
     RECIPE = "recipe"
+    LENGTH = "length"
     MACHINE = "machine"
     WATCHING = "watching"
 
 
 _PATTERNS = {
+    Kind.LENGTH: r"trainer\.max_(epochs|steps)",
     Kind.MACHINE: (
         r"runs|run_dir|overwrite|hydra([./].*)?"
         r"|(.+\.)?(root|sbd_root)"  # of data, of stored proposals, of other runs
@@ -39,7 +42,7 @@ _PATTERNS = {
         r"|what|size|batch|device|precision|channels_last|compile|threads|steps|passes|warmup|rounds|against|output"
     ),
     Kind.WATCHING: (
-        r"data\.summary|logger(\..+)?|callbacks\.(pictures|panels|lr_monitor|progress|summary)(\..+)?"
+        r"data\.summary|logger(\..+)?|callbacks\.(pictures|panels|lr_monitor|progress|lines|summary)(\..+)?"
         r"|trainer\.(enable_\w+|log_every_n_steps|num_sanity_val_steps|profiler|detect_anomaly)"
     ),
 }
@@ -65,10 +68,12 @@ def kind(key: str) -> Kind:
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """The recipe of a config: its keys, flat and resolved."""
+    """The recipe of a config with its length: the keys, flat and resolved."""
     resolved = dict(flat(OmegaConf.to_container(cfg, resolve=True)))
     # boxes count where they are used: in data or inference, which refer to the node `proposals`
-    return {k: v for k, v in resolved.items() if kind(k) is Kind.RECIPE and not k.startswith("proposals.")}
+    return {
+        k: v for k, v in resolved.items() if kind(k) in (Kind.RECIPE, Kind.LENGTH) and not k.startswith("proposals.")
+    }
 
 
 def digest(cfg: DictConfig) -> str:
@@ -103,8 +108,9 @@ def differences(configs: Sequence[DictConfig]) -> list[str]:
 def readable(overrides: Sequence[str], *, with_model_and_data: bool, longest: int | None = LONGEST) -> str:
     """Short name of the overrides that are of the recipe, in the order of their keys; may be empty.
 
-    ``["trainer.max_steps=9", "model.net={depth:2,width:0.5}"]`` gives ``depth-2+width-0.5+max_steps-9``: last parts of
-    the keys, or more where two end alike, and of paths the name of the file.
+    ``["seed=1", "model.net={depth:2,width:0.5}", "optimizer=adam"]`` gives
+    ``depth-2+width-0.5+optimizer-adam``: last parts of the keys, or more where two end alike, and of paths the name of
+    the file.
 
     Args:
         overrides: Of the command line.

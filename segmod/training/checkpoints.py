@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -28,6 +28,7 @@ from segmod.training.lightning_private import (
     resume_by_epochs,
     validation_follows,
 )
+from segmod.training.loggers import WandbLogger
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise UserError(
                 f"cannot read checkpoint {path} ({reason(error)}): delete it or set overwrite=true"
             ) from error
+
+
+class Progress(NamedTuple):
+    """How far a training is: epochs begun, optimiser steps, and whether something else than its length ended it."""
+
+    epochs: int
+    steps: int
+    stopped: bool
+
+
+def progress(path: Path) -> Progress:
+    """How far the training is that a checkpoint is of.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    try:
+        epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        stopped = content["callbacks"]["Checkpoints"].get("stopped", False)
+        return Progress(int(epochs), int(content["global_step"]), bool(stopped))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"checkpoint {path} is damaged ({reason(error)}): delete it or set overwrite=true") from error
 
 
 def monitors_are_logged(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -120,7 +144,7 @@ class Checkpoints(L.Callback):
         self._started = time.monotonic()
         self._saved_step = 0
         self._owed = False  # a validation came between two accumulated batches, and is not saved yet
-        self._finished = False  # nothing is left to be trained
+        self._stopped = False  # early stopping or the like has ended the training
         self._metrics: dict[str, Tensor] = {}  # what was logged last before a resume, which schedules may ask for
         self.validated_step = -1  # optimiser steps before the last validation of this process
 
@@ -134,7 +158,7 @@ class Checkpoints(L.Callback):
         return {
             "best_score": self.best_score,
             "best_step": self.best_step,
-            "finished": self._finished,
+            "stopped": self._stopped,
             "wall_time": self.wall_time,
         }
 
@@ -143,7 +167,7 @@ class Checkpoints(L.Callback):
         self.best_score = state_dict["best_score"]
         self.best_step = state_dict["best_step"]
         self.elapsed = state_dict["wall_time"]
-        self._finished = state_dict.get("finished", False)
+        self._stopped = state_dict.get("stopped", False)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the metrics that plateau schedules and early stopping may ask for before the next validation."""
@@ -164,7 +188,7 @@ class Checkpoints(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin anew; a checkpoint may then say otherwise."""
-        self._finished = False
+        self._stopped = False
         self._metrics = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -174,7 +198,7 @@ class Checkpoints(L.Callback):
                 remove_parts(folder)
         add_hooks(trainer)
         resume_by_epochs(trainer)
-        trainer.should_stop = self._finished
+        trainer.should_stop = self._stopped
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; give a resumed run its place in the epoch and its metrics."""
@@ -219,7 +243,7 @@ class Checkpoints(L.Callback):
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
-        self._finished = True
+        self._stopped = trainer.should_stop
         self._write_last(trainer)
 
     def save_last(self, trainer: L.Trainer) -> None:
@@ -230,6 +254,8 @@ class Checkpoints(L.Callback):
     def _write_last(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:  # a resumed run logs nothing anew that lies before
             logger.save()
+            if isinstance(logger, WandbLogger):
+                logger.send()
         trainer.save_checkpoint(self.last)
         self._saved_step = trainer.global_step
         self._owed = False

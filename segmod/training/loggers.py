@@ -118,15 +118,26 @@ class WandbLogger(LightningWandbLogger):
         save_dir: Directory of the run.
         runs: Root directory of the runs; the W&B run is called after ``save_dir`` below it.
         offline: True, false, or None for what the environment variable WANDB_MODE says, offline where it says nothing.
-        **kwargs: Further arguments of ``wandb.init``: project, group, entity, tags, ...
+        log_model: Keep the checkpoint that a run is scored by as an artifact, too.
+        **kwargs: Further arguments of ``wandb.init``: project, group, job_type, entity, tags, ...
     """
 
-    def __init__(self, save_dir: str, runs: str = "runs", offline: bool | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        save_dir: str,
+        runs: str = "runs",
+        offline: bool | None = None,
+        log_model: bool = False,
+        **kwargs: Any,
+    ) -> None:
         name = Path(os.path.relpath(save_dir, runs)).as_posix()
         id = hashlib.sha256(os.path.abspath(save_dir).encode()).hexdigest()[:12]
         mode = {True: "offline", False: "online", None: os.environ.get("WANDB_MODE", "offline")}[offline]
         # Lightning's own `offline=True` would write WANDB_MODE for all later jobs of the process.
         super().__init__(name=name, save_dir=save_dir, id=id, mode=mode, **kwargs)
+        self._keeps_model = log_model
+        self._step: int | None = None  # of the row that is being filled
+        self._unsent = False
 
     @property
     @rank_zero_experiment
@@ -163,8 +174,50 @@ class WandbLogger(LightningWandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log metrics; a failure is a warning."""
-        attempt("W&B", lambda: super(WandbLogger, self).log_metrics(metrics, step))
+        """Log metrics, those of a step as one row; a failure is a warning.
+
+        Args:
+            metrics: Values by name.
+            step: Optimiser steps taken so far; None adds to the newest row.
+        """
+        attempt("W&B", lambda: self._add(metrics, step))
+
+    def _add(self, metrics: Mapping[str, Any], step: int | None) -> None:
+        if step not in (None, self._step):
+            self._send()
+            self._step = step
+        at = {} if self._step is None else {"trainer/global_step": self._step}
+        self.experiment.log({**metrics, **at}, commit=False)
+        self._unsent = True
+
+    def _send(self) -> None:
+        if self._unsent:
+            self._unsent = False
+            self.experiment.log({}, commit=True)
+
+    @rank_zero_only
+    def send(self) -> None:
+        """Send the row that is being filled; ``save``, which Lightning calls after whatever it logs, does not."""
+        attempt("W&B", self._send)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Send what is left, however the run ended."""
+        self.send()
+
+    @rank_zero_only
+    def log_result(self, metrics: Mapping[str, float | None], checkpoint: Path) -> None:
+        """Summarise a finished run by the scores of its chosen checkpoint, and keep that where asked to."""
+        attempt("W&B", lambda: self._log_result(metrics, checkpoint))
+
+    def _log_result(self, metrics: Mapping[str, float | None], checkpoint: Path) -> None:
+        import wandb
+
+        self.experiment.summary.update({f"chosen/{name}": value for name, value in metrics.items()})
+        if self._keeps_model:
+            artifact = wandb.Artifact(f"model-{self.version}", "model", metadata=dict(metrics))
+            artifact.add_file(str(checkpoint), checkpoint.name)
+            self.experiment.log_artifact(artifact)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:

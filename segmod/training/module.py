@@ -217,7 +217,12 @@ class SegmentationModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch's batches, those of this rank."""
-        self.log("train/loss_epoch", self._epoch_loss / max(1, self._epoch_batches), batch_size=1)
+        self.log("train/loss_epoch", self.mean_loss, batch_size=1)
+
+    @property
+    def mean_loss(self) -> Tensor:
+        """Mean loss of the batches of this epoch and this rank so far."""
+        return self._epoch_loss / max(1, self._epoch_batches)
 
     def _check_losses(self, where: str = "") -> None:
         """Look at the losses of the epoch so far; one that is not finite leaves its mark on their sum.

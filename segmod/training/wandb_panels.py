@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -54,8 +56,8 @@ class WandbPanels(L.Callback):
         """Send the panels."""
         logger = _logger(trainer)
         if logger is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
-            step = trainer.global_step
-            attempt("W&B", lambda: logger.log_metrics(self._panels(trainer, pl_module), step))
+            # in the row of the metrics, which Lightning has just logged
+            attempt("W&B", lambda: logger.log_metrics(self._panels(trainer, pl_module)))
 
     def _panels(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         classes: tuple[str, ...] = trainer.datamodule.legend.classes  # type: ignore[attr-defined]
@@ -64,6 +66,24 @@ class WandbPanels(L.Callback):
         if self._examples:
             panels["val/pictures"] = [picture_panel(example, classes) for example in self._examples]
         return panels
+
+
+def log_evaluation(
+    logger: WandbLogger, facts: dict[str, Any], confusion: Tensor, classes: tuple[str, ...], pictures: Sequence[Path]
+) -> None:
+    """Log an evaluation: its record, metrics and pictures, and the panels of a validation; a failure is a warning."""
+
+    def log() -> None:
+        import wandb
+
+        logger.log_hyperparams({key: value for key, value in facts.items() if key not in ("metrics", "iou")})
+        panels = iou_panels(confusion, classes) | {"val/confusion": confusion_panel(confusion, classes)}
+        if pictures:
+            panels["val/pictures"] = [wandb.Image(str(path), caption=path.stem) for path in pictures]
+        logger.log_metrics({**facts["metrics"], **panels}, 0)
+        logger.finalize("success")
+
+    attempt("W&B", log)
 
 
 def iou_panels(confusion: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def test_mistakes_in_training(overrides: list[str], message: str, segmod: Any, s
     [
         (
             "evaluate",
-            "logger=wandb",
-            "segmod-evaluate has no group 'logger': its groups are inference, proposals, trainer",
+            "callbacks=ema",
+            "segmod-evaluate has no group 'callbacks': its groups are inference, proposals, logger, trainer",
         ),
         ("predict", "model=tiny", "segmod-predict has no group 'model': its groups are inference, proposals"),
         ("tables", "tables=fcn", "segmod-tables has no group 'tables': did you mean table?"),
@@ -136,6 +136,26 @@ def test_what_a_folder_of_ones_own_adds_is_listed(segmod: Any, tmp_path: Path, c
     error = capfd.readouterr().err
     assert "experiment=mime: no such option; choose one of deconvnet, " in error
     assert ", mine, " in error
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("train", "model"), ("evaluate", "inference"), ("predict", "inference"), ("study", "study"),
+        ("proposals", "proposals"), ("benchmark", "loss"),
+    ],
+)  # fmt: skip
+def test_every_command_lists_what_a_folder_of_ones_own_adds(
+    name: str, group: str, segmod: Any, tmp_path: Path, capfd: Any
+) -> None:
+    own = tmp_path / "a folder" / "of mine" / group
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("{}\n")
+    assert segmod(name, "--config-dir", str(own.parent), f"{group}=mime") == 1
+    error = capfd.readouterr().err
+    assert f"{group}=mime: no such option; choose one of " in error
+    assert "mine" in error.partition("choose one of ")[2].replace(",", "").split()
+    assert segmod(name, f"--config-dir={own.parent}", f"{group}=mine", "--cfg", "job") == 0
 
 
 def test_another_number_of_classes_than_the_checkpoint(segmod: Any, small: Any, capfd: Any) -> None:

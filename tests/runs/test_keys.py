@@ -64,12 +64,17 @@ def test_these_keys_are_of_the_machine() -> None:
     }  # fmt: skip
 
 
+def test_a_run_may_be_trained_on() -> None:
+    assert {key for key in all_keys() if kind(key) is Kind.LENGTH} == {"trainer.max_epochs", "trainer.max_steps"}
+
+
 def test_these_keys_are_for_watching() -> None:
     found = {key for key in all_keys() if kind(key) is Kind.WATCHING}
     nodes = {".".join(key.split(".")[:2]) for key in found if not key.startswith("trainer.")}
     assert nodes == {
         "logger.csv", "logger.wandb", "logger.tensorboard",
-        "callbacks.pictures", "callbacks.panels", "callbacks.lr_monitor", "callbacks.progress", "callbacks.summary",
+        "callbacks.pictures", "callbacks.panels", "callbacks.lr_monitor", "callbacks.progress", "callbacks.lines",
+        "callbacks.summary",
         "data.summary",
     }  # fmt: skip
     assert {key for key in found if key.startswith("trainer.")} == {
@@ -94,8 +99,9 @@ def test_folder_and_fingerprint_follow_the_recipe_alone(choices: tuple[str, ...]
         if key.startswith("proposals."):  # count where they are used, under other keys
             continue
         is_recipe = kind(key) is Kind.RECIPE
+        decides = is_recipe or kind(key) is Kind.LENGTH
         OmegaConf.update(cfg, key, 12345 if value != 12345 else 1, merge=False)
-        assert (digest(cfg) != before) == is_recipe, key
+        assert (digest(cfg) != before) == decides, key
         OmegaConf.update(cfg, key, value, merge=False)
         if key not in ("name", "seed"):  # parts of the path of their own
             assert bool(readable([f"{key}=12345"], with_model_and_data=False)) == is_recipe, key
@@ -105,7 +111,8 @@ def test_folder_and_fingerprint_follow_the_recipe_alone(choices: tuple[str, ...]
 @pytest.mark.parametrize(
     ("overrides", "name"),
     [
-        (["trainer.max_steps=9", "model.optimizer.lr=1e-3"], "lr-0.001+max_steps-9"),
+        (["trainer.limit_val_batches=9", "model.optimizer.lr=1e-3"], "lr-0.001+limit_val_batches-9"),
+        (["trainer.max_steps=9", "trainer={max_epochs:2}", "model.optimizer.lr=1e-3"], "lr-0.001"),  # may grow
         (["model.net={kernel:7,connections:6}"], "connections-6+kernel-7"),
         (["+model.net.kernel=7", "++model.net.connections=6"], "connections-6+kernel-7"),
         (["model.net={connections:null}"], "connections-null"),

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ def directory(overrides: list[str], name: str = "tiny-synthetic", seed: int = 0)
 
 def test_directory_is_a_function_of_the_choices() -> None:
     assert directory([]) == "runs/tiny-synthetic/seed0"
-    one = directory(["trainer.max_steps=9", "model.optimizer.lr=0.1"], seed=3)
-    assert one == "runs/tiny-synthetic/lr-0.1+max_steps-9/seed3"
-    assert one == directory(["model.optimizer.lr=0.1", "trainer.max_steps=9"], seed=3)
+    one = directory(["trainer.precision=9", "model.optimizer.lr=0.1"], seed=3)
+    assert one == "runs/tiny-synthetic/lr-0.1+precision-9/seed3"
+    assert one == directory(["model.optimizer.lr=0.1", "trainer.precision=9"], seed=3)
+    assert one == directory(["model.optimizer.lr=0.1", "trainer.precision=9", "trainer.max_steps=9"], seed=3)
 
 
 def test_infrastructure_names_no_directory() -> None:
@@ -109,11 +111,12 @@ def test_a_record_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_predecessor_is_a_file_a_directory_or_a_finished_sibling(tmp_path: Path) -> None:
-    overrides = ["experiment=b", "trainer.max_steps=5", "overwrite=true"]
+    overrides = ["experiment=b", "trainer.precision=5", "trainer.max_steps=5", "overwrite=true"]
     cfg = config(tmp_path, init_from="fcn32s")
-    with pytest.raises(UserError, match=r"run first: segmod-train experiment=fcn32s trainer\.max_steps=5$"):
+    command = "segmod-train experiment=fcn32s trainer.precision=5 trainer.max_steps=5"
+    with pytest.raises(UserError, match=f"run first: {re.escape(command)}$"):
         runs.predecessor("fcn32s", cfg, overrides, {})
-    sibling = tmp_path / "fcn32s" / "max_steps-5" / "seed0"
+    sibling = tmp_path / "fcn32s" / "precision-5" / "seed0"
     (sibling / "checkpoints").mkdir(parents=True)
     last = sibling / "checkpoints" / "last.ckpt"
     last.write_text("x")

@@ -286,7 +286,7 @@ def test_pictures_go_to_loggers_that_take_them(tmp_path, monkeypatch):
         log_table=lambda key, columns, data: sent.update({key: data}),
         finalize=lambda status: None,
     )
-    monkeypatch.setattr(study, "instantiate", lambda cfg, key: logger if key.endswith("wandb") else object())
+    monkeypatch.setattr(study, "loggers", lambda cfg, job, group: [object(), logger])
     (tmp_path / "page.png").write_bytes(b"")
     study.log_pictures({"logger": {"csv": {}, "wandb": {}}}, tmp_path, [{"a": 1, "b": 0.5}])
     assert sent == {f"{tmp_path.name}/page": [str(tmp_path / "page.png")], f"{tmp_path.name}/table": [[1, 0.5]]}

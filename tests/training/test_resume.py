@@ -360,6 +360,39 @@ def test_a_finished_run_is_reported_not_repeated(whole: Path, segmod: Any, small
     assert (whole / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
 
 
+CONSTANT = "scheduler=constant"
+LONGER = {
+    "constant": (CONSTANT, "trainer.max_epochs=2", "trainer.max_epochs=4"),
+    "step": ("scheduler=step", "model.scheduler.every=3", "trainer.max_epochs=2", "trainer.max_epochs=4"),
+    "plateau": (*PLATEAU[:-1], "trainer.max_epochs=2", "trainer.max_epochs=4"),
+    "moving average": (CONSTANT, "callbacks=[ema]", "trainer.max_epochs=2", "trainer.max_epochs=4"),
+    "steps": (CONSTANT, "trainer.max_epochs=null", "trainer.max_steps=8", "trainer.max_steps=14"),
+    "steps, then epochs": (CONSTANT, "trainer.max_epochs=2", "trainer.max_epochs=null trainer.max_steps=14"),
+}
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(n, marks=() if n in ("constant", "plateau") else pytest.mark.slow) for n in LONGER]
+)
+def test_a_longer_training_goes_on_where_a_shorter_one_ended(
+    recipe: str, segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *kept, short, long = LONGER[recipe]
+    command = ("train", *small, *kept, "trainer.log_every_n_steps=1")
+    assert segmod(*command, *long.split(), "runs=whole") == 0
+    assert segmod(*command, short, "runs=cut") == 0
+    run = the_run(Path("cut"))
+    steps = saved(run)["global_step"]
+    with monkeypatch.context() as patch:
+        crash_at(patch, "on_train_batch_end", 2)
+        with pytest.raises(Crash):
+            segmod(*command, *long.split(), "runs=cut")
+    assert not (run / "metrics.json").exists()
+    assert segmod(*command, *long.split(), "runs=cut") == 0
+    assert saved(run)["global_step"] > steps == 8
+    assert_equal_runs(the_run(Path("whole")), run)
+
+
 def test_final_weights_are_validated_when_steps_end_between_validations(segmod: Any, small: tuple[str, ...]) -> None:
     assert segmod("train", *small, "trainer.max_steps=3", "trainer.max_epochs=null") == 0
     run = the_run(Path("runs"))

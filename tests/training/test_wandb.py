@@ -98,6 +98,41 @@ def test_panels_of_a_training(tmp_path: Path, train: Train) -> None:
     assert (names["1"], names["255"]) == ("aeroplane", "void")
 
 
+def test_a_validation_is_one_row(tmp_path: Path, train: Train) -> None:
+    train([logger_of(tmp_path, "tiny/seed0")], [WandbPanels(pictures=1)])
+    wandb.finish()
+    rows = [r["history"]["item"] for r in records(tmp_path, "tiny/seed0") if r["type"] == "history"]
+    validated = [row for row in rows if any(key.startswith("val/") for key in row)]
+    assert len(validated) == 2
+    for row in validated:
+        assert {"val/miou", "val/iou/background", "val/pictures.captions", "val/iou_table.path"} <= row.keys()
+    assert [row["trainer/global_step"] for row in validated] == [1, 3]
+    steps = [row["trainer/global_step"] for row in rows]
+    assert steps == sorted(set(steps))
+
+
+def test_a_run_is_sorted_and_its_model_kept_where_asked(segmod: Any, small: tuple[str, ...], tmp_path: Path) -> None:
+    watched = ("logger=wandb", "logger.wandb.log_model=true", "logger.wandb.tags=[mine]", "callbacks.panels.pictures=0")
+    assert segmod("train", *small, *watched, "trainer.max_epochs=1", "name=kept") == 0
+    (run,) = Path("runs").glob("kept/**/seed0")
+    found = records(tmp_path, str(run.relative_to("runs")))
+    (facts,) = [r["run"] for r in found if r["type"] == "run"][:1]
+    assert (facts["run_group"], facts["job_type"], facts["tags"]) == ("kept", "train", ["mine"])
+    (artifact,) = [r["artifact"] for r in found if r["type"] == "artifact" and r["artifact"]["type"] == "model"]
+    assert [file["path"] for file in artifact["manifest"]["contents"]] == ["best.ckpt"]
+    assert json.loads(artifact["metadata"]).keys() == json.loads((run / "metrics.json").read_text())["metrics"].keys()
+
+    assert segmod("evaluate", f"run={run}", "logger=wandb", "trainer=cpu", "trainer.enable_progress_bar=false") == 0
+    found = records(tmp_path, str(run.relative_to("runs") / "evaluation" / "dense-val"))
+    (facts,) = [r["run"] for r in found if r["type"] == "run"][:1]
+    assert (facts["run_group"], facts["job_type"]) == ("kept", "evaluate")
+    values = history(found)
+    trained = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert values["val/miou"] == pytest.approx([trained["val/miou"]])
+    assert len(values["val/iou_table.path"]) == len(values["val/confusion_table.path"]) == 1
+    assert len(values["val/pictures.captions"][0]) == 3
+
+
 def test_each_job_of_a_sweep_is_a_run_of_its_own(tmp_path: Path) -> None:
     for seed in (0, 1):  # no wandb.finish() in between
         logger_of(tmp_path, f"tiny/lr-0.1/seed{seed}").log_metrics({"train/loss": float(seed)}, step=1)
