@@ -64,7 +64,8 @@ def finished(run: Run, cfg: DictConfig) -> dict[str, Any] | None:
         "more, another name=..., or overwrite=true to start anew",
     )
     schedule = cfg.model.get("scheduler") and instantiate(cfg, "model.scheduler")
-    if schedule and "total_steps" in inspect.signature(schedule).parameters:
+    takes = set(inspect.signature(schedule).parameters) - set(cfg.model.scheduler) if schedule else set()
+    if {"total_steps", "T_max"} & takes:  # which the module fills in
         raise UserError(
             f"{now}: the rates of {short_path(run.directory)} run to the end of {before}, so it cannot go on: another "
             "name=... trains anew, with init_from=FOLDER from its net, and overwrite=true in its place"

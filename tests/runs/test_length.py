@@ -43,11 +43,17 @@ def test_the_record_is_of_the_longer_training(run: Path, segmod: Command, small:
     assert "max_epochs: 3" in (run / ".hydra" / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("scheduler", ["poly", pytest.param("compound", marks=pytest.mark.slow)])
+TORCH = "torch model.scheduler._target_=torch.optim.lr_scheduler.CosineAnnealingLR"
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    ["poly", pytest.param("compound", marks=pytest.mark.slow), pytest.param(TORCH, marks=pytest.mark.slow)],
+)
 def test_a_schedule_to_the_end_of_the_training_has_one_end(
     scheduler: str, segmod: Command, small: tuple[str, ...], capfd: Any
 ) -> None:
-    command = ("train", *small, f"scheduler={scheduler}", "name=to_the_end")
+    command = ("train", *small, *f"scheduler={scheduler}".split(), "name=to_the_end")
     assert segmod(*command) == 0
     (run,) = Path("runs").glob("**/seed0")
     before = contents(run)
