@@ -118,7 +118,7 @@ def train_net(
         logger.log_hyperparams(settings)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
-    except ValueError as error:  # known once the data are open
+    except (ValueError, UserError) as error:  # known once the data are open
         if "val_check_interval" not in str(error):
             raise
         raise UserError(

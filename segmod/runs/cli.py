@@ -158,7 +158,7 @@ def overrides() -> list[str]:
 
 def choices() -> dict[str, Any]:
     """Chosen option of every config group."""
-    return dict(HydraConfig.get().runtime.choices)
+    return dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
 
 
 def named_by_changes(name: str, groups: tuple[str, ...]) -> str:

@@ -80,7 +80,11 @@ def loggers(cfg: DictConfig, job: str, group: str) -> list[Any]:
         UserError: As `instantiate`.
     """
     nodes = {name: node for name, node in (cfg.get("logger") or {}).items() if node is not None}
-    extra = {name: {"job_type": job, "group": node.group or group} for name, node in nodes.items() if "group" in node}
+    extra = {
+        name: {"job_type": job, "group": node.group or group}
+        for name, node in nodes.items()
+        if OmegaConf.is_dict(node) and "group" in node
+    }
     return [instantiate(cfg, f"logger.{name}", **extra.get(name, {})) for name in nodes]
 
 
