@@ -55,7 +55,11 @@ def test_a_project_of_ones_own_works_with_the_wheel_alone(site: Path, tmp_path: 
     assert (own / "runs" / "own" / "seed0" / "metrics.json").is_file()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SLOW = {"03_skip_connections": pytest.mark.slow}  # half a minute; its study has tests of its own
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=SLOW.get(p.stem, ())) for p in NOTEBOOKS])
 def test_notebooks_run(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     assert len(notebook.cells) <= 10

@@ -53,6 +53,7 @@ def test_python_m_and_torchrun_train_the_same_run(small: tuple[str, ...], tmp_pa
     assert confusion_metrics(m) == confusion_metrics(t)
 
 
+@pytest.mark.slow
 def test_each_job_of_a_multirun_has_two_ranks_of_its_own(small: tuple[str, ...], tmp_path: Path) -> None:
     run([str(SCRIPT), "-m", *small, *RECIPE, f"runs={tmp_path / 'runs'}", "seed=0,1"])
     results = sorted((tmp_path / "runs").glob("**/metrics.json"))
