@@ -10,7 +10,7 @@ from typing import Any
 import albumentations as A
 import numpy as np
 
-from segmod.ground.errors import UserError, cut, require
+from segmod.ground.errors import UserError, cut, reason, require
 from segmod.ground.types import IGNORE_INDEX
 
 _TRIALS = 4
@@ -87,8 +87,7 @@ def _try(step: Any, key: str, size: tuple[int, int]) -> None:
         try:
             out = step(image=image.copy(), mask=mask.copy(), force_apply=True)
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(cut(f"{key} cannot be done to an image and its mask ({reason})", 300)) from error
+            raise UserError(cut(f"{key} cannot be done to an image and its mask ({reason(error)})", 300)) from error
         for what, before in (("image", image), ("mask", mask)):
             found = out[what]
             shown = f"{found.dtype} {tuple(found.shape)}"

@@ -64,6 +64,11 @@ def read_classes(
     return _understood(dict(given) if isinstance(given, Mapping) else list(given), "data.dataset.classes")
 
 
+def is_colour(value: Any) -> bool:
+    """Whether a value of a config or a file is [r, g, b] of 0..255."""
+    return isinstance(value, Sequence) and len(value) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in value)
+
+
 def palette_of(colours: Sequence[Colour] | None) -> UInt8Array:
     """Colours of the labels 0..255, uint8 (256, 3): VOC's where there are none."""
     palette = VOC_PALETTE.copy()
@@ -72,11 +77,20 @@ def palette_of(colours: Sequence[Colour] | None) -> UInt8Array:
     return palette
 
 
-def _read(file: Path) -> tuple[tuple[str, ...], list[Colour] | None]:
+def text_of(file: Path) -> str:
+    """Text of a file that the user wrote.
+
+    Raises:
+        UserError: it cannot be read, or not as UTF-8.
+    """
     try:
-        text = read_text(file)
+        return read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as UTF-8 text ({error}); save it so") from error
+
+
+def _read(file: Path) -> tuple[tuple[str, ...], list[Colour] | None]:
+    text = text_of(file)
     if file.suffix in (".yaml", ".yml"):
         try:
             found = yaml.safe_load(text)
@@ -111,10 +125,7 @@ def _understood(found: Any, place: str, count: int | None = None) -> tuple[tuple
         return tuple(names), None
     colours = []
     for name, value in found.items():
-        right = (
-            isinstance(value, Sequence) and len(value) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in value)
-        )
-        require(right, f"{place}: the colour of {name} is {value}; give [r, g, b] of 0..255")
+        require(is_colour(value), f"{place}: the colour of {name} is {value}; give [r, g, b] of 0..255")
         colours.append((int(value[0]), int(value[1]), int(value[2])))
     twice = next((name for name, c in zip(names, colours, strict=True) if colours.count(c) > 1), None)
     require(twice is None, f"{place}: the colour of {twice} is that of another class, too; give each its own")

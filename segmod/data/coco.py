@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segmod.data.base import Dataset
-from segmod.data.folder import SPELLINGS, held_out, read_any
+from segmod.data.folder import SPELLINGS, part_of, read_any
 from segmod.ground.errors import UserError, require
 from segmod.ground.files import read_text
 from segmod.ground.types import UInt8Array
@@ -162,8 +162,7 @@ class CocoFolder(Dataset):
         require(len(named) == len(content["images"]), f"{file}: two images have one name; give each a name of its own")
         if of_all and split != "all":
             require(split in ("train", "val"), f"{file}: holds all images; choose split train, val or all")
-            ours = held_out(list(named), self.val_fraction)
-            named = {name: record for name, record in named.items() if (name in ours) == (split == "val")}
+            named = part_of(named, split, self.val_fraction)
         require(bool(named), f"{file}: split {split} has no images")
         folder = self._folder(split, content, file)
         for record in named.values():

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from segmod.data.base import Dataset
-from segmod.data.classes import palette_of, read_classes
+from segmod.data.classes import palette_of, read_classes, text_of
 from segmod.data.masks import MaskReader
 from segmod.data.pictures import read_picture
 from segmod.ground.errors import UserError, require
-from segmod.ground.files import open_file, read_text
+from segmod.ground.files import open_file
 from segmod.ground.types import IGNORE_INDEX, UInt8Array
 
 IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -201,8 +202,7 @@ class ImageFolder(Dataset):
             f"{self.root}: no list {split}.txt; "
             + (f"there are {', '.join(lists)}" if lists else "choose train, val or all"),
         )
-        ours = held_out(list(found), self.val_fraction)
-        return {name: file for name, file in found.items() if (name in ours) == (split == "val")}
+        return part_of(found, split, self.val_fraction)
 
     # -- what is in them ---------------------------------------------------------------------------------------------
 
@@ -223,11 +223,7 @@ def _listed(found: dict[str, Path], file: Path) -> dict[str, Path]:
     """The images on a list, whose lines are names or paths of images, anything after a space left aside."""
     chosen: dict[str, Path] = {}
     ends = {Path(name).name: name for name in found}
-    try:
-        lines = read_text(file).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as UTF-8 text ({error}); save it so") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_of(file).splitlines(), 1):
         if not (words := line.split()):
             continue
         path = Path(words[0])
@@ -243,6 +239,12 @@ def held_out(names: Sequence[str], fraction: float) -> set[str]:
     """About a share of some names, at least one: those whose hash is lowest, whatever the others are called."""
     ranks = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48 for name in names}
     return {name for name in names if ranks[name] < fraction} or set(sorted(names, key=ranks.__getitem__)[:1])
+
+
+def part_of(found: Mapping[str, Any], split: str, fraction: float) -> dict[str, Any]:
+    """Those of all images that are of ``train`` or ``val``, by `held_out`."""
+    ours = held_out(list(found), fraction)
+    return {name: value for name, value in found.items() if (name in ours) == (split == "val")}
 
 
 def read_any(file: Path, size: tuple[int, int]) -> UInt8Array:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segmod.data.classes import Colour, palette_of
+from segmod.data.classes import Colour, is_colour, palette_of
 from segmod.ground.errors import UserError, reason, require
 from segmod.ground.files import open_file
 from segmod.ground.types import IGNORE_INDEX, UInt8Array
@@ -141,8 +141,7 @@ class MaskReader:
 
 
 def _colours(colours: Sequence[Sequence[int]], classes: Sequence[str]) -> list[Colour]:
-    fits = all(len(c) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in c) for c in colours)
-    made = [(int(c[0]), int(c[1]), int(c[2])) for c in colours] if fits else []
+    made = [(int(c[0]), int(c[1]), int(c[2])) for c in colours] if all(map(is_colour, colours)) else []
     require(
         len(made) == len(classes) == len(set(made)),
         f"data.dataset.colours: give {len(classes)} different colours [r,g,b] of 0..255, one for each of the classes",

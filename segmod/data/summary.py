@@ -47,9 +47,9 @@ def show(splits: Sequence[Split], limit: int) -> None:
     dataset = splits[0].dataset
     looked = [look(split, limit) for split in splits]
     console = print_table(f"{dataset.name}: {len(dataset.classes)} classes", table(looked, dataset.classes))
-    for line in [sizes(part) for part in looked]:
-        console.print(line, soft_wrap=True)
-    both = set(splits[0].names).intersection(*(split.names for split in splits[1:])) if len(splits) > 1 else set()
+    for part in looked:
+        console.print(sizes(part), soft_wrap=True)
+    both = set.intersection(*(set(split.names) for split in splits)) if len(splits) > 1 else set()
     shared = [f"{len(both)} images are of {' and '.join(s.split for s in splits)}, too"] if both else []
     for line in oddities(looked, dataset.classes) + shared:
         console.print(f"look at this: {line}", soft_wrap=True)
@@ -93,8 +93,7 @@ def table(looked: Sequence[Looked], classes: Sequence[str]) -> list[list[str]]:
         shares.append(total)
     if len(lines) > _SHOWN:
         kept = sorted(np.argsort(shares)[::-1][:_SHOWN].tolist())
-        rest = ["", *[""] * (2 * len(looked))]
-        rest[0] = f"and {len(lines) - _SHOWN} rarer"
+        rest = [f"and {len(lines) - _SHOWN} rarer", *[""] * (2 * len(looked))]
         lines = [lines[label] for label in kept] + [rest]
     return [header, *lines]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torchvision
 from torch import fx, nn
 
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, reason
 from segmod.nets.normalise import Normalise
 from segmod.nets.weights import load_backbone_weights
 
@@ -33,8 +33,9 @@ def heat_map_net(classifier: str, weights: str | None) -> nn.Module:
     try:
         net = as_convolutions(torchvision.models.get_model(classifier, weights=None, **own))
     except (fx.proxy.TraceError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"study.classifier={classifier} cannot be made convolutional ({reason}): try vgg16") from error
+        raise UserError(
+            f"study.classifier={classifier} cannot be made convolutional ({reason(error)}): try vgg16"
+        ) from error
     load_backbone_weights(net, weights, torchvision.models.get_model_weights(classifier))
     return nn.Sequential(Normalise("imagenet"), net).eval()
 

@@ -14,6 +14,7 @@ from segmod.ground.types import Factor
 from segmod.nets.backbones import feature_maps, initialise, last_layers, map_shapes, scaled
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import BilinearUpsample, crop, resize
+from segmod.nets.tracing import SIDE
 from segmod.nets.weights import VGG16_CLASSIFIER, load_backbone_weights
 
 # Where the reference nets crop: the first row and column kept, in pixels of the map that is cropped
@@ -22,7 +23,6 @@ _CROP_IMAGE = {32: 19, 16: 27, 8: 31}
 _CROP_POOL4 = 5
 _CROP_POOL3 = 9
 _SKIPS = {16: "pool4", 8: "pool3"}
-_SIDE = 224  # pixels of an image that every backbone takes
 _POOLS = ("features.16", "features.23", "features.30")  # pool3, pool4 and pool5 of torchvision's VGG-16
 
 
@@ -123,7 +123,7 @@ class FCN(nn.Module):
             )
         used = [layers[stride] for stride in sorted(layers) if stride >= self.stride]
         self.backbone = feature_maps(backbone, used, weights, width, normalise=self.normalise)
-        shapes = map_shapes(self.backbone, _SIDE)
+        shapes = map_shapes(self.backbone, SIDE)
         self.score_fr = _score(shapes[used[-1]][0], self.num_classes)
         for stride, name in _SKIPS.items():
             if layers.get(stride) in used[:-1]:

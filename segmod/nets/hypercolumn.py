@@ -16,10 +16,10 @@ from segmod.ground.types import Channels, Factor, Side
 from segmod.nets.backbones import feature_maps, last_layers, map_shapes
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import classify_resized, resize
+from segmod.nets.tracing import SIDE
 
 _EPS = 1e-5
 _LEAST = 1e-3  # of its tap's median: a channel with a smaller deviation says nothing
-_SIDE = 224  # pixels of an image that every backbone takes
 
 
 class Hypercolumn(nn.Module):
@@ -87,7 +87,7 @@ class Hypercolumn(nn.Module):
         self.backbone = feature_maps(backbone, taps, weights, width, normalise=self.normalise)
         self.backbone.requires_grad_(not freeze_backbone)
         self.taps = tuple(taps)
-        shapes = map_shapes(self.backbone, _SIDE)
+        shapes = map_shapes(self.backbone, SIDE)
         self.tap_channels = [shapes[tap][0] for tap in taps]
         self.channels = sum(self.tap_channels)
         self.register_buffer("mean", torch.zeros(self.channels))

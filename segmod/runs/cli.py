@@ -49,7 +49,6 @@ def run(name: str) -> int:
     Returns:
         The exit code: 0 done; 1 a user's mistake, told in one line on stderr; 2 usage; 128 + n stopped by signal n.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     register_resolvers()
     returned: list[Any] = []
     job = partial(_run_job, name, returned)

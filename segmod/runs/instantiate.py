@@ -49,10 +49,7 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
         raise UserError(f"{key}={shown(node)}: give a node with _target_, the class to build, and its arguments")
     plain = OmegaConf.to_container(node, resolve=True)
     check(plain, key, given=kwargs)
-    placed = _with_tensors(plain)
-    for part in reversed(key.split(".")):  # so that Hydra names the whole key
-        placed = {part: placed}
-    node = OmegaConf.select(OmegaConf.create(placed), key)
+    node = OmegaConf.select(placed(_with_tensors(plain), key), key)  # so that Hydra names the whole key
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -66,6 +63,14 @@ def instantiate(cfg: DictConfig, key: str, **kwargs: Any) -> Any:
             place = str(error).rpartition("full_key: ")[2].split("\n")[0].strip() or key
             raise UserError(f"{place}: {(str(cause).splitlines() or [type(cause).__name__])[0]}") from error
         raise
+
+
+def placed(node: Any, key: str) -> DictConfig:
+    """A config that has a node at a dotted key, and nothing else."""
+    for part in reversed(key.split(".")):
+        node = {part: node}
+    config: DictConfig = OmegaConf.create(node)
+    return config
 
 
 def loggers(cfg: DictConfig, job: str, group: str) -> list[Any]:

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segmod.ground.errors import UserError, require
+from segmod.ground.errors import UserError, reason, require
 from segmod.ground.names import require_name
 
 LARGEST = 2**18  # bytes of a file; those of the largest experiment have 5000
@@ -45,8 +45,7 @@ def read(path: Path) -> dict[str, Any]:
         require(not repeats, f"{path}: has YAML aliases, which no config of a run has; {remedy}")
         plain: Any = OmegaConf.to_container(OmegaConf.load(StringIO(text)))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise UserError(f"{path}: cannot be read as a config ({reason}); {remedy}") from None
+        raise UserError(f"{path}: cannot be read as a config ({reason(error)}); {remedy}") from None
     require(isinstance(plain, dict), f"{path}: is a list, not the config of a run; {remedy}")
     require(
         "${" not in str(path), f"{path}: its folder has ${{ in its name, which configs take for a reference; rename it"

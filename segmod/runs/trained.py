@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from segmod.ground.errors import UserError
 from segmod.ground.names import require_name
 from segmod.runs.folders import Run, find_members, find_run
-from segmod.runs.instantiate import BuildError, instantiate
+from segmod.runs.instantiate import BuildError, instantiate, placed
 from segmod.runs.prediction import Prediction
 from segmod.runs.stored import for_scoring, frozen, settled
 from segmod.runs.trust import Trust
@@ -238,10 +238,7 @@ class TrainedRun:
         node = {name: value for name, value in node.items() if name not in given}
         around = _AROUND.set((*_AROUND.get(), self))
         try:
-            root = self._trust.admit(node, key, config)
-            for part in reversed(key.split(".")):
-                root = {part: root}
-            built = instantiate(OmegaConf.create(root), key, **given)
+            built = instantiate(placed(self._trust.admit(node, key, config), key), key, **given)
             if not isinstance(built, kind):
                 raise BuildError(f"{key} gives a {type(built).__name__}, which it cannot be")
             return built

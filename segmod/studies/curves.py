@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
 from segmod import viz
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, require
+from segmod.ground.printing import read_csv
 from segmod.ground.types import Count
 from segmod.studies.base import Row, Runs, at_least, first_of
 
@@ -50,7 +50,10 @@ class Curves:
             UserError: A run has no curves, or none of the runs has one of these metrics.
         """
         first_of(runs)
-        logged = {name: _read(run.directory / "metrics.csv") for name, run in runs.items()}
+        files = {name: run.directory / "metrics.csv" for name, run in runs.items()}
+        for file in files.values():
+            require(file.is_file(), f"{file}: cannot read the run's curves (no such file); give a run that logged some")
+        logged = {name: read_csv(file) for name, file in files.items()}
         panels: dict[str, dict[str, viz.Curve]] = {}
         table: list[Row] = []
         for metric in self.metrics:
@@ -90,13 +93,3 @@ class Curves:
         each = -(-len(found) // self.points)
         parts = [found[start : start + each] for start in range(0, len(found), each or 1)]
         return [(part[-1][0] + 1, mean(y for _, y in part)) for part in parts]
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    """Rows of a metrics.csv, in the order of their steps."""
-    try:
-        return list(csv.DictReader(path.read_text().splitlines()))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the run's curves ({error.strerror}); give a run that logged some"
-        ) from error

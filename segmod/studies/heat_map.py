@@ -9,7 +9,7 @@ import torch
 
 from segmod import viz
 from segmod.data.pictures import read_picture
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, reason
 from segmod.ground.types import Factor, UInt8Array
 from segmod.nets.classifier import categories, heat_map_net
 from segmod.nets.ops import resize
@@ -103,7 +103,7 @@ def _read(path: str) -> UInt8Array:
     try:
         return read_picture(Path(path).expanduser())
     except Exception as error:  # whatever PIL finds wrong with a file
-        raise UserError(f"study.images={path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise UserError(f"study.images={path}: cannot be read ({reason(error)})") from error
 
 
 def _number(given: str | int, names: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, reason
 from segmod.ground.types import Side
 from segmod.nets.tracing import run_on_paper
 from segmod.runs.instantiate import untrained_net
@@ -49,9 +49,8 @@ class Layers:
         try:
             return layers_of(net, self.size)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"study.size={self.size}: the net refuses such images ({reason}); choose another"
+                f"study.size={self.size}: the net refuses such images ({reason(error)}); choose another"
             ) from error
 
 

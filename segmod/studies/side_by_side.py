@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from segmod import viz
-from segmod.ground.types import IGNORE_INDEX, Count, UInt8Array, picture_of
+from segmod.ground.types import IGNORE_INDEX, Batch, Count, UInt8Array, picture_of
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
 from segmod.studies.base import Row, Runs, at_least, find_images, first_images, first_of, labels, shown
 
@@ -46,8 +46,9 @@ class SideBySide:
         metrics = {system: SegmentationMetrics(len(run.classes)) for system in runs}
         differ: dict[int, float] = {}
         for index in shown(first_images(run, self.measure), "Comparing"):
-            mask = run.batch(index)["mask"].cpu()
-            found = self._labels(runs, index)
+            batch = run.batch(index)
+            mask = batch["mask"].cpu()
+            found = _labels(runs, batch)
             for system, own in zip(runs, found, strict=True):
                 metrics[system].update(torch.from_numpy(own.astype(np.int64))[None], mask)
             truth = mask[0].numpy()
@@ -68,17 +69,13 @@ class SideBySide:
         self._draw(runs, chosen, table, directory / "side_by_side.png")
         return table
 
-    def _labels(self, runs: Runs, index: int) -> list[UInt8Array]:
-        batch = first_of(runs).batch(index)
-        return [labels(run.scores(batch)[0]) for run in runs.values()]
-
     def _draw(self, runs: Runs, images: Sequence[int], table: Sequence[Row], path: Path) -> None:
         run = first_of(runs)
         rows: list[list[viz.Tile]] = []
         masks = []
         for index in shown(images, "Drawing"):
             batch = run.batch(index)
-            here = [batch["mask"][0].cpu().numpy(), *self._labels(runs, index)]
+            here = [batch["mask"][0].cpu().numpy(), *_labels(runs, batch)]
             masks += here
             rows.append([picture_of(batch["image"][0]), *(viz.colour_mask(mask, run.legend.palette) for mask in here)])
         scores = [row["mIoU of the classes present"] for row in table]
@@ -89,3 +86,8 @@ class SideBySide:
         legend = viz.class_colours(masks, run.classes, run.legend.palette)
         names = [run.dataset.names[index] for index in images]
         viz.page(rows, path, ["image", "truth", *headings], names, side=2.4, legend=legend)
+
+
+def _labels(runs: Runs, batch: Batch) -> list[UInt8Array]:
+    """What each run makes of an image."""
+    return [labels(run.scores(batch)[0]) for run in runs.values()]
