@@ -1,23 +1,13 @@
-"""Pictures of masks, confusion matrices and figures; everything is drawn without a display.
-
-Masks wear the colours of their data set. Charts use the palette of Okabe and Ito (2008), which keeps its colours apart
-for colour-blind readers, and tell series apart by hatch or marker as well.
-"""
+"""Masks as pictures, in the colours of their data set; drawn without a display, and fast: training waits for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from io import BytesIO
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from segmod.ground.files import writing
@@ -26,15 +16,11 @@ from segmod.ground.types import IGNORE_INDEX
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 Palette = NDArray[np.uint8]  # (256, 3), RGB
-Curve = Sequence[tuple[float, float]]  # points (x, y)
 Mask = NDArray[np.integer] | Tensor  # (H, W), labels and IGNORE_INDEX
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
-# -- masks -----------------------------------------------------------------------------------------------------------
+_SIDE = 340  # pixels of the longer side of a picture in a panel
+_MATTERS = 0.002  # share of the pixels from which on a class is in the legend
+_GAP = 8
 
 
 def colour_mask(mask: Mask, palette: Palette = VOC_PALETTE) -> Picture:
@@ -48,17 +34,17 @@ def save_palette_png(mask: Mask, path: Path | str, palette: Palette = VOC_PALETT
     png = Image.fromarray(_labels(mask))  # mode L: one byte a pixel, which putpalette turns into indices
     png.putpalette(palette.tobytes())
     with writing(path):
-        png.save(path, format="PNG")
+        png.save(path, format="PNG", compress_level=1)
 
 
 def save_png(picture: Picture, path: Path | str) -> None:
     """Write an RGB picture."""
     with writing(path):
-        Image.fromarray(picture).save(path, format="PNG")
+        Image.fromarray(picture).save(path, format="PNG", compress_level=1)  # a tenth of the time, a quarter larger
 
 
 def overlay(image: Picture, mask: Mask, palette: Palette = VOC_PALETTE, alpha: float = 0.6) -> Picture:
-    """Lay the colours of a mask over its image; background stays as it is.
+    """Lay the colours of a mask over its image, with white and black outlines; background stays as it is.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -72,13 +58,16 @@ def overlay(image: Picture, mask: Mask, palette: Palette = VOC_PALETTE, alpha: f
         rows = slice(top, top + 64)
         blended = image[rows].astype(np.float32) * (1 - alpha) + palette[labels[rows]].astype(np.float32) * alpha
         chosen[rows] = np.where((labels[rows] == 0)[..., None], image[rows], np.rint(blended).astype(np.uint8))
+    below, right = labels[:-1] != labels[1:], labels[:, :-1] != labels[:, 1:]
+    chosen[1:][below], chosen[:, 1:][right] = 0, 0  # on one side of a border, so that it shows on any photograph
+    chosen[:-1][below], chosen[:, :-1][right] = 255, 255
     return chosen
 
 
 def panel(
     image: Picture, truth: Mask | None, prediction: Mask, classes: Sequence[str], palette: Palette = VOC_PALETTE
 ) -> Picture:
-    """Image, truth and prediction side by side, over a legend of the classes that occur in them.
+    """Image, truth and prediction side by side, over a legend of the classes that cover something in them.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -87,31 +76,42 @@ def panel(
         classes: Names of the classes, in the order of their labels.
         palette: Colours of the labels.
     """
-    pictures = {"image": image}
-    if truth is not None:
-        pictures["truth"] = colour_mask(truth, palette)
-    pictures["prediction"] = overlay(image, prediction, palette)
-    seen = class_colours([mask for mask in (truth, prediction) if mask is not None], classes, palette)
-
     height, width = image.shape[:2]
-    columns = len(pictures) + 1
-    rows = -(-len(seen) // columns)
-    side = 3.4  # inches, the longer side of one picture
-    shown = side * width / max(height, width), side * height / max(height, width)
-    size = max(shown[0], 1.6) * len(pictures) + 0.2, shown[1] + 0.4 + 0.24 * rows
-    figure = Figure(figsize=size, dpi=100, layout="compressed")
-    for axes, (title, picture) in zip(np.atleast_1d(figure.subplots(1, len(pictures))), pictures.items(), strict=True):
-        axes.imshow(picture, interpolation="antialiased")
-        axes.set_title(title, fontsize=10)
-        axes.set_axis_off()
-    _add_legend(figure, seen, columns)
-    png = BytesIO()
-    _save(figure, png)
-    return np.array(Image.open(png).convert("RGB"))
+    factor = _SIDE / max(height, width)
+    size = max(1, round(factor * width)), max(1, round(factor * height))
+
+    def scaled(array: NDArray[np.uint8], how: Image.Resampling) -> NDArray[np.uint8]:
+        return np.asarray(Image.fromarray(array).resize(size, how))
+
+    shown = scaled(image, Image.Resampling.BOX)
+    pictures = {"image": shown}
+    for title, mask in (("truth", truth), ("prediction", prediction)):
+        if mask is not None:
+            pictures[title] = overlay(shown, scaled(_labels(mask), Image.Resampling.NEAREST), palette)
+    masks = [_labels(mask) for mask in (truth, prediction) if mask is not None]
+    legend = class_colours(masks, classes, palette, _MATTERS)
+
+    font = ImageFont.load_default(14)
+    pitch = max(size[0], 150) + _GAP
+    line = 20
+    entry = max([20 + round(font.getlength(name)) for name in legend], default=0) + 2 * _GAP
+    columns = max(1, (pitch * len(pictures) - _GAP) // entry)
+    rows = -(-len(legend) // columns)
+    page = Image.new("RGB", (pitch * len(pictures) + _GAP, line + size[1] + rows * line + 3 * _GAP), "white")
+    draw = ImageDraw.Draw(page)
+    for i, (title, picture) in enumerate(pictures.items()):
+        left = _GAP + i * pitch + (pitch - _GAP - size[0]) // 2
+        draw.text((left + size[0] / 2, _GAP), title, "black", font, anchor="mt")
+        page.paste(Image.fromarray(picture), (left, _GAP + line))
+    for i, (name, colour) in enumerate(legend.items()):
+        left, top = _GAP + i % columns * entry, line + size[1] + 2 * _GAP + i // columns * line
+        draw.rectangle((left, top + 2, left + 13, top + 15), tuple(colour.tolist()), "grey")
+        draw.text((left + 20, top + 9), name, "black", font, anchor="lm")
+    return np.asarray(page)
 
 
 def class_colours(
-    masks: Sequence[Mask], classes: Sequence[str], palette: Palette = VOC_PALETTE
+    masks: Sequence[Mask], classes: Sequence[str], palette: Palette = VOC_PALETTE, least: float = 0.0
 ) -> dict[str, NDArray[np.uint8]]:
     """Colours of the classes that occur in masks, by name, in the order of their labels.
 
@@ -119,267 +119,14 @@ def class_colours(
         masks: (H, W) labels each; sizes may differ.
         classes: Names of the classes.
         palette: Colours of the labels.
+        least: Share of one of the masks, 0..1, that a class must cover.
     """
-    seen = np.unique(np.concatenate([np.unique(_labels(mask)) for mask in masks])).tolist()
+    shares = [np.bincount(_labels(mask).ravel(), minlength=256) / max(1, np.size(_labels(mask))) for mask in masks]
+    most = np.max(shares, axis=0)
+    seen = np.flatnonzero((most > 0) & (most >= least)).tolist()
     return {"void" if k == IGNORE_INDEX else classes[k] if k < len(classes) else str(k): palette[k] for k in seen}
-
-
-# -- charts ----------------------------------------------------------------------------------------------------------
-
-
-def confusion_picture(confusion: NDArray[np.integer] | Tensor, classes: Sequence[str], path: Path | str) -> None:
-    """Confusion matrix as percentages of the truth: each row sums to 100; rows without truth stay blank.
-
-    Args:
-        confusion: (K, K) counts, rows = truth, columns = prediction.
-        classes: Names of the K classes.
-        path: PNG to write.
-    """
-    counts = np.asarray(confusion.detach().cpu() if isinstance(confusion, Tensor) else confusion, dtype=np.float64)
-    totals = counts.sum(1, keepdims=True)
-    percent = np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
-    count = len(classes)
-    side = 2.2 + 0.36 * count
-    figure, axes = _figure(max(side, 4.5) + 0.6, max(side, 4.2))
-    picture = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    axes.set_facecolor("0.93")
-    for i, j in np.argwhere(percent >= 0.5):
-        shade = "white" if percent[i, j] > 55 else "black"
-        axes.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", fontsize=7.5, color=shade)
-    axes.set_xticks(range(count), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=9)
-    axes.set_yticks(range(count), classes, fontsize=9)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("truth")
-    axes.set_title("Confusion: where the pixels of each class went (%)", fontsize=11)
-    figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)
-    _save(figure, path)
-
-
-def iou_chart(iou: Sequence[float | None], classes: Sequence[str], path: Path | str, title: str = "") -> None:
-    """IoU of each class in percent, with their mean; classes without truth or prediction are marked absent.
-
-    Args:
-        iou: Fractions, None where undefined.
-        classes: Names of the classes.
-        path: PNG to write.
-        title: Heading.
-    """
-    figure, axes = _figure(7.0, 1.3 + 0.27 * len(classes))
-    values = [0.0 if value is None else 100 * value for value in iou]
-    bars = axes.barh(range(len(classes)), values, color=OKABE_ITO[0], height=0.72)
-    texts = ["absent" if value is None else f"{100 * value:.1f}" for value in iou]
-    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # keeps the mean's line out of the figures
-    axes.bar_label(bars, texts, padding=3, fontsize=8.5, bbox=behind)
-    defined = [100 * value for value in iou if value is not None]
-    if defined:
-        mean = sum(defined) / len(defined)
-        axes.axvline(mean, color=OKABE_ITO[5], linestyle="--", linewidth=1.4, label=f"mean {mean:.1f}", zorder=0)
-        figure.legend(loc="outside lower right", fontsize=9, frameon=False)
-    axes.set_yticks(range(len(classes)), classes, fontsize=9)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 108)  # room for the label of a full bar
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("IoU (%)")
-    axes.set_title(title, fontsize=11)
-    _save(figure, path)
-
-
-def bar_chart(
-    labels: Sequence[str],
-    series: Mapping[str, Sequence[float | None]],
-    path: Path | str,
-    title: str,
-    ylabel: str,
-    errors: Mapping[str, Sequence[float | None]] | None = None,
-) -> None:
-    """Grouped bars, one group a label and one bar a series; None leaves a gap.
-
-    Args:
-        labels: Names under the groups.
-        series: Values of each series, one a label.
-        path: PNG to write.
-        title: Heading.
-        ylabel: What the values are, with their unit.
-        errors: Half the length of an error bar for each value of a series; None for none.
-    """
-    width = 0.8 / max(1, len(series))
-    figure, axes = _figure(max(5.0, 1.6 + len(labels) * (0.2 + 0.34 * len(series))), 4.2)
-    for i, (name, values) in enumerate(series.items()):
-        known = [(x, value) for x, value in enumerate(values) if value is not None]
-        spread = (errors or {}).get(name) or [None] * len(values)
-        bars = axes.bar(
-            [x + (i - (len(series) - 1) / 2) * width for x, _ in known],
-            [value for _, value in known],
-            width=0.92 * width,
-            label=name,
-            color=OKABE_ITO[i % len(OKABE_ITO)],
-            hatch=HATCHES[i % len(HATCHES)],
-            edgecolor="white",
-            yerr=[spread[x] or 0 for x, _ in known] if any(spread) else None,
-        )
-        axes.bar_label(bars, [_value_text(value) for _, value in known], padding=2, fontsize=7.5)
-    axes.set_xticks(range(len(labels)), labels, fontsize=9)
-    room = (figure.get_figwidth() - 1) / max(1, len(labels)) * 12  # letters under one group, at 12 an inch
-    if max(map(len, labels), default=0) > room:
-        axes.tick_params(axis="x", labelrotation=35)
-        for text in axes.get_xticklabels():
-            text.set(ha="right", rotation_mode="anchor")
-    spare = max(0.0, 3 - len(labels)) / 2  # keeps one or two groups from filling the whole width
-    axes.set_xlim(-0.6 - spare, len(labels) - 0.4 + spare)
-    axes.margins(y=0.1)
-    _dress(figure, axes, title, ylabel, legend=len(series) > 1)
-    _save(figure, path)
-
-
-def line_chart(
-    x: Sequence[float],
-    series: Mapping[str, Sequence[float | None]],
-    path: Path | str,
-    title: str,
-    xlabel: str,
-    ylabel: str,
-) -> None:
-    """One line a series over common positions; None leaves a gap. Positions that span decades are spaced by their log.
-
-    Args:
-        x: Positions, ascending; each is a tick.
-        series: Values of each series, one a position.
-        path: PNG to write.
-        title: Heading.
-        xlabel: What the positions are, with their unit.
-        ylabel: What the values are, with their unit.
-    """
-    figure, axes = _figure(6.4, 4.2)
-    for i, (name, values) in enumerate(series.items()):
-        heights = [float("nan") if value is None else value for value in values]
-        colour, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[i % len(MARKERS)]
-        axes.plot(x, heights, label=name, color=colour, marker=marker, markersize=5, linewidth=1.8)
-    if x and min(x) > 0 and max(x) >= 50 * min(x):
-        axes.set_xscale("log")
-    axes.set_xticks(x, [f"{value:g}" for value in x], fontsize=9)
-    axes.minorticks_off()
-    axes.set_xlabel(xlabel)
-    _dress(figure, axes, title, ylabel, legend=len(series) > 1)
-    _save(figure, path)
-
-
-def curves(panels: Mapping[str, Mapping[str, Curve]], path: Path | str, xlabel: str) -> None:
-    """Lines of several series in panels side by side, each with positions of its own.
-
-    Args:
-        panels: By what is drawn, with its unit: the points (x, y) of each series.
-        path: PNG to write.
-        xlabel: What the positions are; whole numbers.
-    """
-    figure = Figure(figsize=(1 + 4.2 * len(panels), 4.2), dpi=120, layout="constrained")
-    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    for axes, (ylabel, lines) in zip(
-        figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], panels.items(), strict=True
-    ):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for name, points in lines.items():
-            i = names.index(name)
-            look = {"color": OKABE_ITO[i % len(OKABE_ITO)], "marker": MARKERS[i % len(MARKERS)]}
-            # few points are marked all, many by some marks that tell the lines apart
-            axes.plot(*zip(*points, strict=True), label=name, markersize=4, markevery=-(-len(points) // 15), **look)
-        axes.set_xlabel(xlabel)
-        _dress(figure, axes, "", ylabel, legend=False)
-    shown = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    _save(figure, path)
-
-
-# -- parts -----------------------------------------------------------------------------------------------------------
 
 
 def _labels(mask: Mask) -> NDArray[np.uint8]:
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     return array.astype(np.uint8)
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    # Figure without pyplot: no global state, and the Agg canvas whatever the environment asks for
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    return figure, figure.subplots()
-
-
-def _dress(figure: Figure, axes: Axes, title: str, ylabel: str, legend: bool) -> None:
-    axes.set_title(title, fontsize=11)
-    axes.set_ylabel(ylabel)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if legend:
-        figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-
-
-def _add_legend(figure: Figure, colours: Mapping[str, NDArray[np.uint8]], columns: int) -> None:
-    handles = [Patch(facecolor=tuple(rgb / 255), edgecolor="grey", label=name) for name, rgb in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
-
-
-def _value_text(value: float) -> str:
-    size = abs(value)
-    digits = 0 if size >= 1000 else 1 if size >= 10 else 3 if 0 < size < 0.1 else 2
-    return f"{value:.{digits}f}"
-
-
-def _save(figure: Figure, path: Path | str | BytesIO) -> None:
-    with nullcontext() if isinstance(path, BytesIO) else writing(path):
-        figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.1)
-
-
-Tile = NDArray[np.uint8] | NDArray[np.float32] | None
-"""uint8 (H, W, 3), RGB, shown as it is; float (H, W), shown from 0 to 1; None leaves its place empty."""
-
-
-def page(
-    rows: Sequence[Sequence[Tile]],
-    path: Path | str,
-    columns: Sequence[str] = (),
-    labels: Sequence[str] = (),
-    side: float = 1.9,
-    colours: str = "magma",
-    bar: str = "",
-    legend: Mapping[str, NDArray[np.uint8]] | None = None,
-) -> None:
-    """Draw pictures in rows and columns.
-
-    Args:
-        rows: The tiles of each row; rows may differ in length.
-        path: PNG to write.
-        columns: Headings of the columns.
-        labels: What stands left of the rows.
-        side: Longer side of a tile, in inches.
-        colours: Matplotlib's name of the colours of the float tiles.
-        bar: What the colours mean; empty for no colour bar.
-        legend: Names below, with their colours, RGB.
-    """
-    count = max(map(len, rows))
-    shapes = [tile.shape[:2] for row in rows for tile in row if tile is not None]
-    ratio = float(np.median([height / width for height, width in shapes])) if shapes else 1.0
-    width, height = side / max(1.0, ratio), side * min(1.0, ratio)
-    below = 0.24 * -(-len(legend or ()) // (count + 1))
-    size = (width * count + 0.5 + 0.8 * bool(bar), (height + 0.1) * len(rows) + 0.35 + below)
-    figure = Figure(figsize=size, dpi=100, layout="compressed")
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    shown = None
-    for y, row in enumerate(rows):
-        for x in range(count):
-            place = axes[y, x]
-            place.set(xticks=[], yticks=[])
-            place.spines[:].set_visible(False)
-            if y == 0 and x < len(columns):
-                place.set_title(columns[x], fontsize=9)
-            if x == 0 and y < len(labels):
-                place.set_ylabel(labels[y], fontsize=9)
-            tile = row[x] if x < len(row) else None
-            if tile is not None and tile.ndim == 2:
-                shown = place.imshow(tile, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-            elif tile is not None:
-                place.imshow(tile, interpolation="antialiased")
-    if bar and shown is not None:
-        figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.02, label=bar)
-    if legend:
-        _add_legend(figure, legend, count + 1)
-    _save(figure, path)

@@ -17,6 +17,7 @@ PARTS = {
     "losses",
     "optim",
     "viz",
+    "charts",
     "figures",
     "measure",
 }  # files between inference and training

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segmod import viz
+from segmod import charts, viz
 from segmod.ground.palettes import VOC_CLASSES
 
 
@@ -52,28 +52,51 @@ def test_palette_png_round_trip(tmp_path: Path) -> None:
 
 
 def test_overlay_blends_objects_and_leaves_background() -> None:
-    image = np.full((1, 3, 3), 100, np.uint8)
-    blended = viz.overlay(image, np.array([[0, 1, 255]]), alpha=0.25)
+    image = np.full((9, 12, 3), 100, np.uint8)
+    mask = np.zeros((9, 12), np.int64)
+    mask[:, 4:8], mask[:, 8:] = 1, 255
+    blended = viz.overlay(image, mask, alpha=0.25)
     # .75 * 100 + .25 * (128, 0, 0) and .75 * 100 + .25 * (224, 224, 192)
-    np.testing.assert_array_equal(blended, [[(100, 100, 100), (107, 75, 75), (131, 131, 123)]])
+    inside = [(100, 100, 100), (107, 75, 75), (131, 131, 123)]
+    np.testing.assert_array_equal(blended[4, [1, 5, 10]], inside)
     np.testing.assert_array_equal(image, 100)
 
 
-def test_panel_shows_each_mask_and_its_classes() -> None:
+def test_borders_are_white_and_black_on_any_photograph() -> None:
+    for level in (0, 255):
+        image = np.full((9, 9, 3), level, np.uint8)
+        mask = np.zeros((9, 9), np.int64)
+        mask[3:6, 3:6] = 1
+        drawn = viz.overlay(image, mask)
+        assert drawn[4, 2].tolist() == drawn[2, 4].tolist() == [255] * 3  # last pixels before the object
+        assert drawn[4, 3].tolist() == drawn[3, 4].tolist() == [0] * 3  # its first
+        assert drawn[4, 5].tolist() == drawn[5, 4].tolist() == [255] * 3
+        assert drawn[4, 6].tolist() == drawn[6, 4].tolist() == [0] * 3
+        np.testing.assert_array_equal(drawn[0], image[0])
+
+
+def test_panel_shows_truth_and_prediction_alike_and_their_classes() -> None:
     image = np.full((60, 90, 3), 200, np.uint8)
     truth, prediction = np.zeros((60, 90), np.int64), np.zeros((60, 90), np.int64)
     truth[:30] = 8  # cat, (64, 0, 0)
     prediction[:30] = 12  # dog, (64, 0, 128)
     truth[30:33] = 255
+    truth[59, :8] = 15  # 8 of 5400 pixels: not worth a name
     drawn = viz.panel(image, truth, prediction, VOC_CLASSES)
     assert drawn.dtype == np.uint8
-    counts = {colour: int((drawn == colour).all(-1).sum()) for colour in [(64, 0, 0), (64, 0, 128), (224, 224, 192)]}
-    assert counts[(64, 0, 0)] > 5000  # half of the truth
-    assert 50 < counts[(64, 0, 128)] < 1000  # the legend alone: the prediction is laid over the image
-    assert counts[(224, 224, 192)] > 50
+
+    def count(colour: tuple[int, int, int]) -> int:
+        return int((drawn == colour).all(-1).sum())
+
+    # .4 * 200 + .6 * (64, 0, 0) and so on: half of each picture of 340 x 227
+    for blend in ((118, 80, 80), (118, 80, 157)):
+        assert count(blend) == pytest.approx(340 * 227 / 2, rel=0.05)
+    for colour in ((64, 0, 0), (64, 0, 128), (224, 224, 192)):  # the squares of the legend
+        assert 100 < count(colour) < 200
+    assert count((192, 128, 128)) == 0
     without = viz.panel(image, None, prediction, VOC_CLASSES)
     assert without.shape[1] < 0.75 * drawn.shape[1]
-    assert not (without == (64, 0, 0)).all(-1).any()
+    assert not (without == (118, 80, 80)).all(-1).any()
 
 
 def test_panel_of_a_class_without_a_name() -> None:
@@ -85,7 +108,7 @@ def test_panel_of_a_class_without_a_name() -> None:
 def test_confusion_picture_draws_rows_as_percentages(tmp_path: Path, count: int) -> None:
     confusion = torch.zeros(count, count, dtype=torch.int64)
     confusion[0, 0] = 1000  # everything right: darkest blue; the other rows have no truth and stay grey
-    viz.confusion_picture(confusion, VOC_CLASSES[:count], tmp_path / "confusion.png")
+    charts.confusion_picture(confusion, VOC_CLASSES[:count], tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as png:
         pixels = np.array(png.convert("RGB"))
     darkest, blank = (8, 48, 107), (237, 237, 237)  # ends of matplotlib's Blues, grey .93
@@ -96,16 +119,16 @@ def test_confusion_picture_draws_rows_as_percentages(tmp_path: Path, count: int)
 
 
 def test_taller_charts_for_more_classes(tmp_path: Path) -> None:
-    viz.iou_chart([0.5, None, 0.0], VOC_CLASSES[:3], tmp_path / "a.png", "three")
-    viz.iou_chart([0.5] * 21, VOC_CLASSES, tmp_path / "b.png", "all")
-    viz.iou_chart([None, None], VOC_CLASSES[:2], tmp_path / "c.png")
+    charts.iou_chart([0.5, None, 0.0], VOC_CLASSES[:3], tmp_path / "a.png", "three")
+    charts.iou_chart([0.5] * 21, VOC_CLASSES, tmp_path / "b.png", "all")
+    charts.iou_chart([None, None], VOC_CLASSES[:2], tmp_path / "c.png")
     assert size_of(tmp_path / "b.png")[1] > size_of(tmp_path / "a.png")[1] > 100
     assert size_of(tmp_path / "c.png")[1] > 100
 
 
 def test_bar_chart_draws_bars_in_proportion_and_gaps(tmp_path: Path) -> None:
     def bars(values: list[float | None]) -> np.ndarray:
-        viz.bar_chart(["a", "b", "c"], {"ours": values}, tmp_path / "bars.png", "title", "mIoU (%)")
+        charts.bar_chart(["a", "b", "c"], {"ours": values}, tmp_path / "bars.png", "title", "mIoU (%)")
         with Image.open(tmp_path / "bars.png") as png:
             blue = (np.array(png.convert("RGB")) == (0, 114, 178)).all(-1)
         columns = np.flatnonzero(blue.any(0))
@@ -120,7 +143,7 @@ def test_bar_chart_draws_bars_in_proportion_and_gaps(tmp_path: Path) -> None:
 def test_error_bars_stand_where_there_is_an_error(tmp_path: Path) -> None:
     """20 +- 10: the line covers the upper half of that bar's middle, and nothing of the other bar."""
     path = tmp_path / "bars.png"
-    viz.bar_chart(["a", "b"], {"ours": [20.0, 20.0]}, path, "title", "mIoU (%)", {"ours": [None, 10.0]})
+    charts.bar_chart(["a", "b"], {"ours": [20.0, 20.0]}, path, "title", "mIoU (%)", {"ours": [None, 10.0]})
     with Image.open(path) as png:
         blue = (np.array(png.convert("RGB")) == (0, 114, 178)).all(-1)
     columns = np.flatnonzero(blue.any(0))
@@ -132,7 +155,7 @@ def test_error_bars_stand_where_there_is_an_error(tmp_path: Path) -> None:
 def test_line_chart_rises_and_leaves_gaps(tmp_path: Path) -> None:
     def groups(x: list[float], values: list[float | None]) -> tuple[list[int], list[int]]:
         """Middle column and mean row of each connected stretch of the line."""
-        viz.line_chart(x, {"recall": values}, tmp_path / "lines.png", "title", "boxes", "recall")
+        charts.line_chart(x, {"recall": values}, tmp_path / "lines.png", "title", "boxes", "recall")
         with Image.open(tmp_path / "lines.png") as png:
             blue = (np.array(png.convert("RGB")) == (0, 114, 178)).all(-1)
         columns = np.flatnonzero(blue.any(0))
@@ -151,9 +174,9 @@ def test_line_chart_rises_and_leaves_gaps(tmp_path: Path) -> None:
 
 
 def test_charts_survive_odd_input(tmp_path: Path) -> None:
-    viz.line_chart([], {}, tmp_path / "none.png", "nothing yet", "boxes", "recall")
-    viz.bar_chart([], {}, tmp_path / "empty.png", "nothing yet", "mIoU (%)")
-    viz.bar_chart(
+    charts.line_chart([], {}, tmp_path / "none.png", "nothing yet", "boxes", "recall")
+    charts.bar_chart([], {}, tmp_path / "empty.png", "nothing yet", "mIoU (%)")
+    charts.bar_chart(
         ["a row with a very long name"] * 9, {"x": [None] * 9, "y": [1.0] * 9}, tmp_path / "long.png", "t", "y"
     )
     for name in ("empty", "long"):

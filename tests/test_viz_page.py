@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from segmod.viz import page
+from segmod.charts import page
 
 
 def drawn(path):

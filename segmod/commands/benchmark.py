@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from segmod import viz
+from segmod import charts
 from segmod.ground.errors import UserError, require
 from segmod.ground.files import replace_text
 from segmod.ground.printing import markdown, print_table, short_path, write_records
@@ -371,12 +371,12 @@ def draw_charts(jobs: Sequence[Job], reference: Job, path: Path) -> list[str]:
     # other work on the machine disturbs CPU time less than what the clock says
     times = ("train_cpu_s", "test_cpu_s") if reference.settings["device"] == "cpu" else ("train_time_s", "test_time_s")
     timed = any(name in reference.ratios for name in times)
-    charts = {
+    wanted = {
         "-time.png": ("Time", times) if timed else ("Operations", ("forward_flops", "train_flops")),
         "-memory.png": ("Memory", ("saved_activation_bytes", "train_memory_bytes")),
     }
     drawn = []
-    for ending, (what, names) in charts.items():
+    for ending, (what, names) in wanted.items():
         series: dict[str, list[float | None]] = {}
         for name in names:
             header = QUANTITIES[name][0]
@@ -384,6 +384,6 @@ def draw_charts(jobs: Sequence[Job], reference: Job, path: Path) -> list[str]:
             series[f"{header.partition(',')[0]}, paper"] = [paper_ratio(job, reference, name) for job in jobs]
         if series := {header: ratios for header, ratios in series.items() if any(ratios)}:
             title = f"{what} as a multiple of {reference.label}"
-            viz.bar_chart([job.label for job in jobs], series, Path(f"{path}{ending}"), title, "ratio")
+            charts.bar_chart([job.label for job in jobs], series, Path(f"{path}{ending}"), title, "ratio")
             drawn.append(ending)
     return drawn

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, LambdaCallback, RichProgressBa
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from segmod import viz
+from segmod import charts, viz
 from segmod.data.sbd import SBD_SPLITS
 from segmod.ground.errors import UserError
 from segmod.ground.files import require_writable, writing
@@ -170,8 +170,8 @@ def write_tables(directory: Path, confusion: Tensor, classes: Sequence[str], tit
     write_csv(directory / "iou.csv", lines)
     rows = [[name, *row] for name, row in zip(classes, confusion.tolist(), strict=True)]
     write_csv(directory / "confusion.csv", [["truth", *classes], *rows])
-    viz.iou_chart(iou, classes, directory / "iou.png", title)
-    viz.confusion_picture(confusion, classes, directory / "confusion.png")
+    charts.iou_chart(iou, classes, directory / "iou.png", title)
+    charts.confusion_picture(confusion, classes, directory / "confusion.png")
 
 
 def print_scores(directory: Path, confusion: Tensor, classes: Sequence[str], result: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, ListConfig
 
-from segmod import viz
+from segmod import charts
 from segmod.data.base import Split
 from segmod.data.instances import COMPONENTS, find_instances
 from segmod.data.passes import Job, jobs_of, over_images
@@ -123,7 +123,7 @@ def write_recall(best: FloatArray, path: Path, title: str, note: str) -> None:
     lines = [header, *([str(count), *(f"{value:.3f}" for value in values)] for count, *values in rows)]
     replace_text(f"{path}.md", "\n\n".join([f"**{title}**", markdown(lines), note]) + "\n")
     series = {name: values.tolist() for name, values in columns.items()}
-    viz.line_chart(COUNTS, series, Path(f"{path}.png"), title, "boxes an image", "recall")
+    charts.line_chart(COUNTS, series, Path(f"{path}.png"), title, "boxes an image", "recall")
 
     console = print_table(title, lines)
     console.print(note, soft_wrap=True)

@@ -76,7 +76,7 @@ def write(path: Path, table: Table, rows: Sequence[Row]) -> None:
 
 def draw(path: Path, caption: str, column: Column, rows: Sequence[Row]) -> None:
     """Draw one quantity of the rows that have it, the paper's beside ours, with the deviation over the seeds."""
-    from segmod import viz
+    from segmod import charts
 
     shown = [row for row in rows if row.ours(column) or row.theirs(column) is not None]
     if not shown:
@@ -91,7 +91,7 @@ def draw(path: Path, caption: str, column: Column, rows: Sequence[Row]) -> None:
     heading = _heading(column)
     if marked != labels:
         heading += ", \N{DAGGER} other images"
-    viz.bar_chart(marked, series, path, caption, heading, errors)
+    charts.bar_chart(marked, series, path, caption, heading, errors)
 
 
 def layout(columns: Sequence[Column], rows: Sequence[Row]) -> list[list[str]]:

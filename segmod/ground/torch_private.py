@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
 from torch.nn.modules import batchnorm
 from torch.utils.data import dataloader
 
@@ -22,3 +29,41 @@ def stop_workers(batches: object) -> None:
     """Stop the worker processes of what iterating a DataLoader gave, if it has any."""
     if isinstance(batches, dataloader._MultiProcessingDataLoaderIter):
         batches._shutdown_workers()
+
+
+@contextmanager
+def without_dynamo() -> Iterator[None]:
+    """Import torchvision within this, where torch's compiler need not be: it is most of the time that this takes.
+
+    torchvision imports ``torch._dynamo``, which draws in sympy and ``torch.distributed``, for one function that only
+    its RoI align calls. Within, that name stands for what imports the compiler once it is called.
+    """
+    names = ("torch._dynamo", "torch._dynamo.utils")
+    if any(name in sys.modules for name in ("torchvision", *names)):
+        yield
+        return
+
+    def stand_in(name: str) -> ModuleType:
+        def real(attribute: str) -> Any:
+            if attribute.startswith("__"):  # what the import itself asks for
+                raise AttributeError(attribute)
+            forget()
+            return getattr(importlib.import_module(name), attribute)
+
+        module = ModuleType(name)
+        module.__getattr__ = real  # type: ignore[method-assign]
+        return module
+
+    def forget() -> None:
+        for name, module in stand_ins.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+    stand_ins = {name: stand_in(name) for name in names}
+    utils = stand_ins["torch._dynamo.utils"]
+    vars(utils)["is_compile_supported"] = lambda *args: utils.__getattr__("is_compile_supported")(*args)
+    sys.modules |= stand_ins
+    try:
+        yield
+    finally:
+        forget()

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from segmod.ground.errors import UserError, reason
@@ -123,6 +125,18 @@ def run_on_paper(trunk: nn.Module, size: int | tuple[int, int]) -> Any:
     training = trunk.training
     try:  # batch norm refuses to train on maps of one pixel
         image = torch.empty(1, 3, height, width, device="meta")
-        return torch.func.functional_call(trunk.eval(), empty, (image,))
+        with _LeftOut():
+            return torch.func.functional_call(trunk.eval(), empty, (image,))
     finally:
         trunk.train(training)
+
+
+# For these, tensors without values import torch's compiler, which takes a second (sums and concatenations do, too)
+_OF_ONE_SHAPE = {F.batch_norm, F.relu, F.relu6, F.hardtanh, F.hardswish, F.silu, F.gelu}
+
+
+class _LeftOut(TorchFunctionMode):
+    """Leaves out normalisation and activations, which change no shape."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in _OF_ONE_SHAPE else func(*args, **(kwargs or {}))

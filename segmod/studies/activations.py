@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from segmod import viz
+from segmod import charts
 from segmod.data.crops import cut
 from segmod.data.instances import find_instances
 from segmod.ground.boxes import enlarge
@@ -58,7 +58,7 @@ class Activations:
         rows, names = [], []
         facts: dict[str, list[tuple[int, float, float]]] = {}
         for label, crop, own in objects_of(run, self.images, self.size, self.context, "activations"):
-            tiles: list[viz.Tile] = [crop]
+            tiles: list[charts.Tile] = [crop]
             for name, tensor in net.activations(batch_of(run, crop)).items():
                 positive = tensor[0].float().clamp(min=0).cpu()
                 inside = cv2.resize(own, positive.shape[:0:-1], interpolation=cv2.INTER_AREA)
@@ -70,7 +70,7 @@ class Activations:
             rows.append(tiles)
             names.append(run.classes[label])
         sides = [f"{name}\n{seen[0][0]}" for name, seen in facts.items()]
-        viz.page(rows, directory / "activations.png", ["crop", *sides], names, side=1.6)
+        charts.page(rows, directory / "activations.png", ["crop", *sides], names, side=1.6)
         return [
             {
                 "map": name,
@@ -116,7 +116,7 @@ class Unpooling:
         facts: dict[str, list[tuple[int, ...] | tuple[float, ...]]] = {}
         seen = objects_of(run, self.images, self.size, self.context, "unpooling")
         for number, (label, crop, _) in enumerate(seen):
-            rows: list[list[viz.Tile]] = []
+            rows: list[list[charts.Tile]] = []
             for name, (before, pooled, given, unpooled, out) in net.unpoolings(batch_of(run, crop)).items():
                 k, best = (int(maps[0].sum((1, 2)).argmax()) for maps in (given, out))
                 drawn = before[0, k], pooled[0, k], given[0, k], unpooled[0, k], out[0, best]
@@ -128,7 +128,7 @@ class Unpooling:
             columns = ["before pooling", "pooled", "given to unpooling", "unpooled", "deconvolved"]
             rows = [[crop if i == 0 else None, *row] for i, row in enumerate(rows)]
             names = [f"{name}\n{values[0][0]} to {values[0][1]}" for name, values in facts.items()]
-            viz.page(rows, directory / f"unpooling_{number}.png", [run.classes[label], *columns], names)
+            charts.page(rows, directory / f"unpooling_{number}.png", [run.classes[label], *columns], names)
         return [
             {"unpooling": name, "from": int(values[0][0]), "to": int(values[0][1])}
             | dict(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segmod import viz
+from segmod import charts, viz
 from segmod.ground.errors import UserError
 from segmod.ground.types import Count, picture_of
 from segmod.studies.base import Row, Runs, at_least, first_of, label_of, shown
@@ -62,7 +62,7 @@ class ClassProbabilities:
             if not pages:
                 continue
             columns = ["image", "truth", *(f"{system}: p({name})" for system in runs)]
-            viz.page(pages, directory / f"{name}.png", columns, side=2.6, bar=f"probability of {name}")
+            charts.page(pages, directory / f"{name}.png", columns, side=2.6, bar=f"probability of {name}")
             for system, (inside_sum, inside_count, outside_sum, outside_count) in sums.items():
                 table.append({
                     "class": name, "images": len(pages), "system": system,

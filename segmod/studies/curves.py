@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
-from segmod import viz
+from segmod import charts
 from segmod.ground.errors import UserError, require
 from segmod.ground.printing import read_csv
 from segmod.ground.types import Count
@@ -54,7 +54,7 @@ class Curves:
         for file in files.values():
             require(file.is_file(), f"{file}: cannot read the run's curves (no such file); give a run that logged some")
         logged = {name: read_csv(file) for name, file in files.items()}
-        panels: dict[str, dict[str, viz.Curve]] = {}
+        panels: dict[str, dict[str, charts.Curve]] = {}
         table: list[Row] = []
         for metric in self.metrics:
             percent = metric.startswith(_FRACTIONS)
@@ -77,10 +77,10 @@ class Curves:
             known = sorted({key for rows in logged.values() for row in rows for key, value in row.items() if value})
             there = f"there are {', '.join(known)}"[:200] if known else "wait for the first"
             raise UserError(f"study.metrics={list(self.metrics)}: no run has logged them yet; {there}")
-        viz.curves(panels, directory / "curves.png", self.by)
+        charts.curves(panels, directory / "curves.png", self.by)
         return table
 
-    def _line(self, rows: Sequence[dict[str, str]], metric: str) -> viz.Curve:
+    def _line(self, rows: Sequence[dict[str, str]], metric: str) -> charts.Curve:
         """Points of one run."""
         if self.by == "epoch":
             ends: dict[float, float] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from segmod import viz
+from segmod import charts
 from segmod.data.pictures import read_picture
 from segmod.ground.errors import UserError, reason
 from segmod.ground.types import Factor, UInt8Array
@@ -62,7 +62,7 @@ class HeatMap:
             raise UserError(str(error).replace("model.net.", "study.")) from error
         names = categories(self.classifier)
         chosen = None if self.classes is None else [_number(given, names) for given in self.classes]
-        rows: list[list[viz.Tile]] = []
+        rows: list[list[charts.Tile]] = []
         table: list[Row] = []
         for path, picture in zip(self.images, pictures, strict=True):
             seen = probabilities(net, picture, self.scale, path)
@@ -76,7 +76,9 @@ class HeatMap:
                 })  # fmt: skip
         columns = ["image", *(f"p({names[k]})" for k in chosen)] if chosen else ()
         best = [row["class"] for row in table] if chosen is None else ()
-        viz.page(rows, directory / "heat_map.png", columns, best, side=3.0, bar="probability of the class in a window")
+        charts.page(
+            rows, directory / "heat_map.png", columns, best, side=3.0, bar="probability of the class in a window"
+        )
         return table
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segmod import viz
+from segmod import charts, viz
 from segmod.data.instances import find_instances
 from segmod.ground.errors import UserError
 from segmod.ground.types import Count, Fraction, picture_of
@@ -91,7 +91,7 @@ class ObjectSizes:
         series = {system: [row[system] and 100 * row[system] for row in table] for system in runs}
         names = [row["share of the image"] for row in table]
         title = "How much of an object is found, by its share of the image"
-        viz.bar_chart(names, series, directory / "sizes.png", title, "mean share of the object's pixels found (%)")
+        charts.bar_chart(names, series, directory / "sizes.png", title, "mean share of the object's pixels found (%)")
         return table
 
     def _draw(self, runs: Runs, cases: Sequence[_Case], path: Path) -> None:
@@ -104,4 +104,4 @@ class ObjectSizes:
             truth = viz.colour_mask(batch["mask"][0], palette)
             rows.append([image, truth, *(viz.overlay(image, prediction, palette) for prediction in predictions)])
             names.append(f"{run.classes[case.label]}, {100 * case.share:.1f} %")
-        viz.page(rows, path, ["image", "truth", *runs], names, side=2.6)
+        charts.page(rows, path, ["image", "truth", *runs], names, side=2.6)

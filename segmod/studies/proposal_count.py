@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segmod import viz
+from segmod import charts, viz
 from segmod.ground.errors import UserError
 from segmod.ground.types import Count, picture_of
 from segmod.inference.proposals import ProposalPredictor
@@ -62,7 +62,7 @@ class ProposalCount:
                     tiles.append(viz.overlay(image, found, run.legend.palette))
             if position < self.pictures:
                 rows.append(tiles)
-        viz.page(rows, directory / "steps.png", ["image", "truth", *(f"{count}" for count in self.counts)])
+        charts.page(rows, directory / "steps.png", ["image", "truth", *(f"{count}" for count in self.counts)])
         table: list[Row] = []
         for count, metric in metrics.items():
             confusion = metric.compute()
@@ -75,5 +75,5 @@ class ProposalCount:
             for name in ("mIoU of the classes present", "mIoU")
         }
         title = f"{run.name}: proposals aggregated, largest first ({len(first_images(run, self.images))} images)"
-        viz.line_chart(self.counts, series, directory / "curve.png", title, "proposals", "%")
+        charts.line_chart(self.counts, series, directory / "curve.png", title, "proposals", "%")
         return table

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segmod import viz
+from segmod import charts, viz
 from segmod.ground.types import IGNORE_INDEX, Batch, Count, UInt8Array, picture_of
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
 from segmod.studies.base import Row, Runs, at_least, find_images, first_images, first_of, labels, shown
@@ -71,7 +71,7 @@ class SideBySide:
 
     def _draw(self, runs: Runs, images: Sequence[int], table: Sequence[Row], path: Path) -> None:
         run = first_of(runs)
-        rows: list[list[viz.Tile]] = []
+        rows: list[list[charts.Tile]] = []
         masks = []
         for index in shown(images, "Drawing"):
             batch = run.batch(index)
@@ -85,7 +85,7 @@ class SideBySide:
         ]
         legend = viz.class_colours(masks, run.classes, run.legend.palette)
         names = [run.dataset.names[index] for index in images]
-        viz.page(rows, path, ["image", "truth", *headings], names, side=2.4, legend=legend)
+        charts.page(rows, path, ["image", "truth", *headings], names, side=2.4, legend=legend)
 
 
 def _labels(runs: Runs, batch: Batch) -> list[UInt8Array]:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segmod import viz
+from segmod import charts, viz
 from segmod.ground.errors import UserError
 from segmod.ground.types import IGNORE_INDEX, Amount, Batch, picture_of
 from segmod.nets.ops import box_labels, resize
@@ -137,7 +137,7 @@ def draw(runs: Runs, images: Sequence[int], folder: Path, softmax: bool) -> None
         softmax: See `tiles`.
     """
     for number, index in enumerate(images):
-        rows: list[list[viz.Tile]] = []
+        rows: list[list[charts.Tile]] = []
         labels = []
         for name, run in runs.items():
             batch = run.batch(index)
@@ -149,12 +149,12 @@ def draw(runs: Runs, images: Sequence[int], folder: Path, softmax: bool) -> None
                     grey = np.rint(255 * maps[label]).astype(np.uint8)
                     viz.save_png(np.repeat(grey[..., None], 3, 2), folder / title / f"{number}_{position}.png")
                 truth = viz.colour_mask(batch["mask"][0], run.legend.palette)
-                first: list[viz.Tile] = [picture_of(batch["image"][0]), truth]
+                first: list[charts.Tile] = [picture_of(batch["image"][0]), truth]
                 rows.append([*(first if not rows else [None, None]), *(maps[label] for label in order)])
                 labels.append(title)
         classes = first_of(runs).classes
         headings = ["image", "truth", *(f"{i} {classes[label]}" for i, label in enumerate(numbered(len(classes))))]
-        viz.page(rows, folder / f"page_{number}.png", headings, labels, side=1.15, colours="gray")
+        charts.page(rows, folder / f"page_{number}.png", headings, labels, side=1.15, colours="gray")
 
 
 # -- measures --------------------------------------------------------------------------------------------------------

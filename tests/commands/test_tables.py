@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from segmod import viz
+from segmod import charts
 from segmod.commands.tables import draw, footnotes, latex, layout, write
 from segmod.runs import cli
 from segmod.runs.records import collect, collect_benchmarks, over_epochs
@@ -245,7 +245,7 @@ def test_charts_show_other_images_and_the_spread_of_the_seeds(tmp_path: Path, mo
     write_run(tmp_path, "fcn32s/seed1", 0.64, images=736)
     write_run(tmp_path, "fcn16s/seed0", 0.50, images=100)
     drawn: list[Any] = []
-    monkeypatch.setattr(viz, "bar_chart", lambda *given: drawn.extend(given))
+    monkeypatch.setattr(charts, "bar_chart", lambda *given: drawn.extend(given))
     draw(tmp_path / "x.png", "caption", MIOU[0], filled(fcn(), collect(tmp_path))[:3])
     labels, series, _, _, heading, errors = drawn
     assert labels == ["FCN-32s", "FCN-16s †", "FCN-8s"]
@@ -257,7 +257,7 @@ def test_charts_show_other_images_and_the_spread_of_the_seeds(tmp_path: Path, mo
 
 def test_a_table_of_benchmarks_has_a_chart_of_each_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(viz, "bar_chart", lambda labels, series, path, *_: drawn.append(path.name))
+    monkeypatch.setattr(charts, "bar_chart", lambda labels, series, path, *_: drawn.append(path.name))
     columns = [Column("miou", "mIoU"), Column("relative/test_time_s", "test time", "x")]
     rows = [Row("flat", {"name": "dfp"}, paper={"miou": 0.6, "relative/test_time_s": 1.0})]
     for benchmark, names in ((None, ["t.png"]), ({"batch": 3}, ["t.png", "t-relative-test_time_s.png"])):
@@ -327,12 +327,14 @@ def test_command_writes_all_forms(tmp_path: Path) -> None:
         ("runs=.", "runs=.: no finished run there"),
     ],
 )
-def test_command_tells_mistakes_in_one_line(tmp_path: Path, override: str, message: str) -> None:
+def test_command_tells_mistakes_in_one_line(
+    tmp_path: Path, segmod: Any, capfd: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
     (tmp_path / "runs").mkdir()
-    done = run_tables(tmp_path, override)
-    assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert f"segmod: error: {message}" in done.stderr
+    assert segmod("tables", override) == 1
+    told = capfd.readouterr().err
+    assert len(told.strip().splitlines()) == 1
+    assert f"segmod: error: {message}" in told
 
 
 def test_all_tables_leave_one_line_of_those_that_are_empty(tmp_path: Path) -> None:

@@ -144,10 +144,16 @@ def test_config_and_metrics_cost_no_torch_and_prediction_no_lightning(here: Path
         "print([m for m in ('torch', 'lightning', 'cv2') if m in sys.modules])\n"
         "import numpy as np\n"
         "run.predict(np.zeros((8, 8, 3), np.uint8))\n"
-        "print([m for m in ('torch', 'lightning') if m in sys.modules])\n"
+        "import segmod.nets.backbones\n"
+        "heavy = ('torch', 'torchvision', 'lightning', 'matplotlib', 'torch._dynamo')\n"
+        "print([m for m in heavy if m in sys.modules])\n"
+        "import torch, torchvision\n"
+        "print(torchvision.ops.roi_align(torch.zeros(1, 1, 4, 4), [torch.zeros(1, 4)], 1).shape)\n"
+        "print(torch.compile(torch.sin, backend='eager')(torch.zeros(1)).item())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "['torch']"]
+    expected = ["[]", "['torch', 'torchvision']", "torch.Size([1, 1, 1, 1])", "0.0"]
+    assert done.stdout.splitlines() == expected
 
 
 def test_mistakes_are_told_in_one_line(here: Path, tmp_path: Path, capfd: Any, command: Any) -> None:

@@ -33,7 +33,7 @@ def runs(folder: Path, **contents: str):
 
 def test_by_epochs_a_point_is_the_mean_of_one(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("segmod.viz.curves", lambda panels, path, by: drawn.update(panels))
+    monkeypatch.setattr("segmod.charts.curves", lambda panels, path, by: drawn.update(panels))
     table = Curves()(runs(tmp_path, done=FINISHED, young=STARTED), tmp_path)
     assert drawn == {
         "train/loss": {"done": [(1, 3.0), (2, 1.5)], "young": [(1, 4.0)]},
@@ -50,7 +50,7 @@ def test_by_epochs_a_point_is_the_mean_of_one(tmp_path, monkeypatch):
 
 def test_a_young_run_has_no_panel_of_what_it_has_not_logged(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("segmod.viz.curves", lambda panels, path, by: drawn.update(panels))
+    monkeypatch.setattr("segmod.charts.curves", lambda panels, path, by: drawn.update(panels))
     young = "step,epoch,train/loss,train/loss_epoch\n0,0,9.0,\n9,0,5.0,\n12,0,,6.0\n19,1,4.0,\n"
     Curves()(runs(tmp_path, young=young), tmp_path)
     assert drawn == {"train/loss": {"young": [(1, 6.0), (2, 4.0)]}}  # of the first epoch what was logged of all of it
@@ -58,7 +58,7 @@ def test_a_young_run_has_no_panel_of_what_it_has_not_logged(tmp_path, monkeypatc
 
 def test_by_steps_a_line_has_so_many_points_at_most(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("segmod.viz.curves", lambda panels, path, by: drawn.update(panels))
+    monkeypatch.setattr("segmod.charts.curves", lambda panels, path, by: drawn.update(panels))
     Curves(["train/loss"], by="step", points=3)(runs(tmp_path, done=FINISHED), tmp_path)
     assert drawn == {"train/loss": {"done": [(2, 3.0), (4, 1.5)]}}  # four values, so two a point
 

@@ -225,7 +225,9 @@ def test_runs_are_drawn_where_they_differ_most(tmp_path, monkeypatch):
     look = subject(images=3, size=(100, 100))
     monkeypatch.setattr(look.dataset, "read", lambda index: (np.full((100, 100, 3), 80, np.uint8), masks[index]))
     drawn = {}
-    monkeypatch.setattr("segmod.viz.page", lambda rows, path, columns, labels, **_: drawn.update(c=columns, l=labels))
+    monkeypatch.setattr(
+        "segmod.charts.page", lambda rows, path, columns, labels, **_: drawn.update(c=columns, l=labels)
+    )
     ours, oracle = SideBySide(pictures=2)({"ours": look, "oracle": ORACLE}, tmp_path)
     assert drawn["l"] == [look.dataset.names[1], look.dataset.names[2]]
     # of 3 * 9500 pixels with a truth 7000 are the object: background alone has 21500 of 28500 right, and no object
