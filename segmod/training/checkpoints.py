@@ -28,7 +28,7 @@ from segmod.training.lightning_private import (
     resume_by_epochs,
     validation_follows,
 )
-from segmod.training.loggers import WandbLogger
+from segmod.training.loggers import CSVLogger, WandbLogger
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ class Checkpoints(L.Callback):
     def _write_last(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:  # a resumed run logs nothing anew that lies before
             logger.save()
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, CSVLogger | WandbLogger):
                 logger.send()
         trainer.save_checkpoint(self.last)
         self._saved_step = trainer.global_step

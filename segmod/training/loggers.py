@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from segmod.ground.errors import UserError, behind, reason
 from segmod.ground.printing import damaged, read_csv, write_csv
+from segmod.ground.types import Positive
 from segmod.training.lightning_private import wandb_arguments
 
 
@@ -30,15 +32,16 @@ class CSVLogger(Logger):
 
     Args:
         save_dir: Directory of the run.
-        flush_every: Rows after which the file is written anew; it is also written after each validation.
+        seconds: The file is written anew where it is older than this, and after each validation.
     """
 
-    def __init__(self, save_dir: str, flush_every: int = 20) -> None:
+    def __init__(self, save_dir: str, seconds: Positive = 5.0) -> None:
         super().__init__()
         self._path = Path(save_dir) / "metrics.csv"
-        self._flush_every = flush_every
+        self._seconds = seconds
+        self._written = time.monotonic()
         self._rows: dict[int, dict[str, Any]] | None = None  # by step; None until the first metrics come
-        self._unsaved = 0
+        self._unsaved = False
 
     @property
     def name(self) -> str:
@@ -76,25 +79,31 @@ class CSVLogger(Logger):
             self._rows = {number: row for number, row in self._before.items() if step is not None and number < step}
         step = step if step is not None else max(self._rows, default=0)
         self._rows.setdefault(step, {"step": step}).update({key: float(value) for key, value in metrics.items()})
-        self._unsaved += 1
-        if self._unsaved >= self._flush_every or any(key.startswith("val/") for key in metrics):
-            self.save()
+        self._unsaved = True
+        if any(key.startswith("val/") for key in metrics):
+            self.send()
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file; a reader sees the old or the new one, never half of it."""
+        """Write the file if it is old; Lightning calls this after whatever it logs."""
+        if time.monotonic() - self._written >= self._seconds:
+            self.send()
+
+    @rank_zero_only
+    def send(self) -> None:
+        """Write the file now; a reader sees the old or the new one, never half of it."""
         if not self._unsaved or self._rows is None:
             return
         columns = sorted({key for row in self._rows.values() for key in row} - {"step", "epoch"})
         header = ["step", "epoch", *columns]
         rows = [[self._rows[step].get(key, "") for key in header] for step in sorted(self._rows)]
         write_csv(self._path, [header, *rows])
-        self._unsaved = 0
+        self._unsaved, self._written = False, time.monotonic()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is left, however the run ended."""
-        self.save()
+        self.send()
 
     @cached_property
     def _before(self) -> dict[int, dict[str, Any]]:

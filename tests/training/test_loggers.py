@@ -1,4 +1,5 @@
 import csv
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def test_a_resumed_run_keeps_what_lies_before_it(tmp_path: Path) -> None:
     first = CSVLogger(str(tmp_path))
     for step in (10, 20, 30):
         first.log_metrics({"train/loss": float(step)}, step=step)
-    first.save()  # then the run is killed, its last checkpoint being of step 15
+    first.send()  # then the run is killed, its last checkpoint being of step 15
     second = CSVLogger(str(tmp_path))
     second.log_metrics({"train/loss": 0.25, "lr": 1.0}, step=20)
     second.finalize("success")
@@ -47,12 +48,25 @@ def test_a_resumed_run_keeps_what_lies_before_it(tmp_path: Path) -> None:
 
 
 def test_rows_are_on_the_disk_after_each_validation(tmp_path: Path) -> None:
-    logger = CSVLogger(str(tmp_path), flush_every=100)
+    logger = CSVLogger(str(tmp_path), seconds=1000)
     logger.log_metrics({"train/loss": 2.0}, step=1)
+    logger.save()
     assert not (tmp_path / "metrics.csv").exists()
     logger.log_metrics({"val/miou": 0.5}, step=1)
     assert list(read(tmp_path / "metrics.csv")) == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_rows_are_on_the_disk_once_the_file_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    logger = CSVLogger(str(tmp_path), seconds=5)
+    found = []
+    for now[0], step in ((1.0, 10), (6.0, 20), (10.0, 30), (11.0, 40)):
+        logger.log_metrics({"train/loss": 2.0}, step=step)
+        logger.save()
+        found.append(list(read(tmp_path / "metrics.csv")) if (tmp_path / "metrics.csv").exists() else [])
+    assert found == [[], [10, 20], [10, 20], [10, 20, 30, 40]]
 
 
 def test_a_training_leaves_its_curves(tmp_path: Path, train: Train) -> None:
