@@ -337,33 +337,38 @@ def test_command_tells_mistakes_in_one_line(
     assert f"segmod: error: {message}" in told
 
 
-def test_all_tables_leave_one_line_of_those_that_are_empty(tmp_path: Path) -> None:
+def test_all_tables_leave_one_line_of_those_that_are_empty(
+    tmp_path: Path, segmod: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     write_run(tmp_path / "runs", "fcn32s/seed0", 0.60)
-    done = run_tables(tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert segmod("tables") == 0
+    done = capfd.readouterr()
     assert sorted(path.name for path in (tmp_path / "tables").glob("*.md")) == ["fcn.md", "runs.md"]
-    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if "no run belongs" in line]
+    (line,) = [line for line in (done.out + done.err).splitlines() if "no run belongs" in line]
     assert "dfp_table1, " in line
 
 
-def test_tables_of_a_folder_of_ones_own_are_found(tmp_path: Path) -> None:
-    own = tmp_path / "own" / "tables"
-    own.mkdir(parents=True)
-    table = {
-        "caption": "Mine",
-        "columns": [{"metric": "miou", "header": "mIoU"}],
-        "rows": [{"label": "first", "match": {"name": "fcn32s"}, "numbers": [50.0]}],
-    }
-    (own / "mine.yaml").write_text(json.dumps(table))
-    write_run(tmp_path / "runs", "fcn32s/seed0", 0.60)
-    done = run_tables(tmp_path, "--config-dir", "own", "table=mine")
-    assert done.returncode == 0, done.stderr
+def own_table(folder: Path, **changes: Any) -> None:
+    row = {"label": "first", "match": {"name": "fcn32s"}, "numbers": [50.0]}
+    table = {"caption": "Mine", "columns": [{"metric": "miou", "header": "mIoU"}], "rows": [row]}
+    (folder / "own" / "tables").mkdir(parents=True)
+    (folder / "own" / "tables" / "mine.yaml").write_text(json.dumps(table | changes))
+    write_run(folder / "runs", "fcn32s/seed0", 0.60)
+
+
+def test_tables_of_a_folder_of_ones_own_are_found(tmp_path: Path, segmod: Any) -> None:
+    own_table(tmp_path)
+    assert segmod("tables", "--config-dir", "own", "table=mine") == 0
     assert "| first | 1 | VOC2012 seg11valid | 60.0 | 50.0 | +10.0 |" in (tmp_path / "tables" / "mine.md").read_text()
 
-    (own / "mine.yaml").write_text(json.dumps({**table, "rows": [{"match": {}}]}))
-    done = run_tables(tmp_path, "--config-dir", "own", "table=mine")
-    assert done.returncode == 1
-    (line,) = done.stderr.strip().splitlines()
+
+def test_a_mistake_in_a_table_of_ones_own_is_one_line(
+    tmp_path: Path, segmod: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own_table(tmp_path, rows=[{"match": {}}])
+    assert segmod("tables", "--config-dir", "own", "table=mine") == 1
+    (line,) = capfd.readouterr().err.strip().splitlines()
     assert "tables/mine.yaml: no table of segmod" in line
     assert "'label'" in line
 

@@ -187,23 +187,27 @@ def test_one_failing_job_does_not_stop_the_others(segmod: Any, small: Any, capfd
     assert len(list(Path("runs").glob("**/metrics.json"))) == 1
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "proposals", "benchmark", "study", "tables"])
-def test_help_tells_of_the_command_and_its_keys_and_needs_no_torch(name: str) -> None:
+def test_help_tells_of_the_command_and_its_keys_and_needs_no_torch() -> None:
+    names = ("train", "evaluate", "predict", "proposals", "benchmark", "study", "tables")
     code = (
-        f"import sys; sys.argv = ['segmod-{name}', '--help']\n"
-        f"from segmod.__main__ import COMMANDS\n"
-        f"try: COMMANDS['{name}']()\n"
-        "finally: print('HEAVY', [m for m in ('torch', 'lightning', 'cv2', 'matplotlib') if m in sys.modules])"
+        "import sys\n"
+        "from segmod.__main__ import COMMANDS\n"
+        f"for name in {names}:\n"
+        "    sys.argv = [f'segmod-{name}', '--help']\n"
+        "    try: COMMANDS[name]()\n"
+        "    finally: print('HEAVY', [m for m in ('torch', 'lightning', 'cv2', 'matplotlib') if m in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "HEAVY []" in done.stdout
-    first = next(line for line in done.stdout.splitlines() if line)
-    assert first.startswith(f"segmod-{name}: ")
-    cfg = OmegaConf.load(cli.CONF_DIR / f"{name}.yaml")
-    keys = [key for key in cfg if key not in ("defaults", "hydra", "run_dir", "model", "data", "trainer")]
-    keys = [key for key in keys if name == "train" or key not in ("name", "seed")]  # elsewhere for a logger or the data
-    told = " ".join(line for line in done.stdout.splitlines() if "=" in line)
-    assert [key for key in keys if f" {key}=" not in told] == []
+    *pages, rest = done.stdout.split("HEAVY []\n")
+    assert (len(pages), rest) == (len(names), "")
+    for name, page in zip(names, pages, strict=True):
+        first = next(line for line in page.splitlines() if line)
+        assert first.startswith(f"segmod-{name}: ")
+        cfg = OmegaConf.load(cli.CONF_DIR / f"{name}.yaml")
+        keys = [key for key in cfg if key not in ("defaults", "hydra", "run_dir", "model", "data", "trainer")]
+        keys = [key for key in keys if name == "train" or key not in ("name", "seed")]  # elsewhere for a logger or data
+        told = " ".join(line for line in page.splitlines() if "=" in line)
+        assert [key for key in keys if f" {key}=" not in told] == []
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
