@@ -116,8 +116,9 @@ def train_net(
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
+    trainer.ckpt_path = resumed  # an argument of `fit` would be known only after the modules' `setup`
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+        trainer.fit(module, datamodule=datamodule, weights_only=True)
     except (ValueError, UserError) as error:  # known once the data are open
         if "val_check_interval" not in str(error):
             raise
@@ -125,6 +126,7 @@ def train_net(
             f"trainer.val_check_interval={cfg.trainer.val_check_interval}: longer than an epoch; lower it, or count "
             "batches over epochs: trainer.check_val_every_n_epoch=null"
         ) from error
+    trainer.ckpt_path = None
 
 
 def score(

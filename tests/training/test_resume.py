@@ -153,6 +153,19 @@ def test_a_crash_changes_nothing(
     assert_equal_runs(whole, run)
 
 
+def test_a_resumed_run_does_not_begin_with_other_weights_again(
+    whole: Path, segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    command = ("train", *small, f"init_from={whole}")
+    with monkeypatch.context() as patch:
+        crash_at(patch, "on_train_batch_end", 6)
+        with pytest.raises(Crash):
+            segmod(*command)
+    assert capfd.readouterr().err.count("tensors copied") == 1
+    assert segmod(*command) == 0
+    assert "tensors copied" not in capfd.readouterr().err
+
+
 def test_two_crashes_and_other_workers_change_nothing(
     whole: Path, segmod: Any, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
