@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from segmod.ground.errors import UserError, cut
-from segmod.ground.types import Batch, Positive, Predictor, Text, labels_of
+from segmod.ground.types import IGNORE_INDEX, Batch, Positive, Predictor, Text, labels_of
 from segmod.inference.dense import DensePredictor
 from segmod.losses import weigh_classes, weighted_parts
 from segmod.metrics import SegmentationMetrics, summarise
@@ -111,9 +111,10 @@ class SegmentationModule(L.LightningModule):
     # -- override points ---------------------------------------------------------------------------------------------
 
     def compute_loss(self, batch: Batch) -> Tensor:
-        """Loss of one training batch, a scalar."""
-        loss: Tensor = self.loss(self.net(batch["image"]), batch["mask"].long())
-        return loss
+        """Loss of one training batch, a scalar; 0 where all pixels are void, for which torch's cross-entropy is NaN."""
+        mask = batch["mask"]
+        loss: Tensor = self.loss(self.net(batch["image"]), mask.long())
+        return torch.where((mask != IGNORE_INDEX).any(), loss, 0.0)
 
     def predict_scores(self, batch: Batch) -> Tensor:
         """Class probabilities of whole images, float32 (B, K, H, W)."""

@@ -42,6 +42,18 @@ def module(optimizer: Any = SGD, net: nn.Module | None = None, **options: Any) -
     return SegmentationModule(net or Net(), nn.CrossEntropyLoss(ignore_index=255), optimizer, **options)
 
 
+def test_a_batch_that_is_all_void_costs_nothing_and_moves_nothing() -> None:
+    made = module()
+    image = torch.rand(2, 3, 8, 8)
+    loss = made.compute_loss({"image": image, "mask": torch.full((2, 8, 8), 255, dtype=torch.uint8)})  # type: ignore[typeddict-item]
+    loss.backward()
+    assert loss == 0
+    assert all((p.grad == 0).all() for p in made.net.parameters() if p.grad is not None)
+    labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    loss = made.compute_loss({"image": image, "mask": labels})  # type: ignore[typeddict-item]
+    assert loss == made.loss(made.net(image), labels.long())
+
+
 class Rates(L.Callback):
     """Notes the rates of all groups that each batch is trained with."""
 
