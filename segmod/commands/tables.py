@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError
 from segmod.ground.files import replace_text
@@ -145,6 +145,9 @@ def footnotes(rows: Sequence[Row], benchmark_command: str = "") -> list[str]:
         if not row.comparable():
             ours = ", ".join(sorted({_place(vars(score)) for score in row.trained()}))
             notes.append(f"† {row.label}: ours on {ours}, the paper's on {_place(row.scored_on)}: other images.")
+        lengths = {_length(score.config): None for score in row.trained()}
+        if len(lengths) > 1:
+            notes.append(f"{row.label}: the mean of trainings of different lengths ({', '.join(sorted(lengths))}).")
     if any(len(row.trained()) > 1 for row in rows):
         notes.append("Ours: mean ± standard deviation over the seeds.")
     missing: dict[str, list[str]] = {}
@@ -162,6 +165,12 @@ def footnotes(rows: Sequence[Row], benchmark_command: str = "") -> list[str]:
     if sources := dict.fromkeys(f"{row.source} ({_place(row.scored_on)})" for row in rows if row.source):
         notes.append(f"The paper's numbers: {'; '.join(sources)}.")
     return notes
+
+
+def _length(config: DictConfig) -> str:
+    """How long a training was to be, such as ``24 epochs``."""
+    found = {what: OmegaConf.select(config, f"trainer.max_{what}") for what in ("steps", "epochs")}
+    return ", ".join(f"{count} {what}" for what, count in found.items() if count not in (None, -1)) or "no end"
 
 
 def latex(caption: str, lines: Sequence[Sequence[str]], notes: Sequence[str]) -> str:

@@ -349,6 +349,13 @@ def test_all_tables_leave_one_line_of_those_that_are_empty(
     assert "dfp_table1, " in line
 
 
+def test_seeds_of_different_lengths_are_told(tmp_path: Path) -> None:
+    for seed, epochs in ((0, 24), (1, 24), (2, 48)):
+        write_run(tmp_path, f"fcn32s/seed{seed}", 0.6, config={"trainer": {"max_epochs": epochs, "max_steps": -1}})
+    (note,) = [note for note in footnotes(filled(fcn(), collect(tmp_path))) if "lengths" in note]
+    assert note == "FCN-32s: the mean of trainings of different lengths (24 epochs, 48 epochs)."
+
+
 def own_table(folder: Path, **changes: Any) -> None:
     row = {"label": "first", "match": {"name": "fcn32s"}, "numbers": [50.0]}
     table = {"caption": "Mine", "columns": [{"metric": "miou", "header": "mIoU"}], "rows": [row]}
