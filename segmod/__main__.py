@@ -32,6 +32,7 @@ proposals = entry("proposals")
 benchmark = entry("benchmark")
 study = entry("study")
 tables = entry("tables")
+report = entry("report")
 new = entry("new")
 
 COMMANDS = {
@@ -42,6 +43,7 @@ COMMANDS = {
     "benchmark": benchmark,
     "study": study,
     "tables": tables,
+    "report": report,
     "new": new,
 }
 

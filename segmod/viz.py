@@ -58,10 +58,22 @@ def overlay(image: Picture, mask: Mask, palette: Palette = VOC_PALETTE, alpha: f
         rows = slice(top, top + 64)
         blended = image[rows].astype(np.float32) * (1 - alpha) + palette[labels[rows]].astype(np.float32) * alpha
         chosen[rows] = np.where((labels[rows] == 0)[..., None], image[rows], np.rint(blended).astype(np.uint8))
-    below, right = labels[:-1] != labels[1:], labels[:, :-1] != labels[:, 1:]
-    chosen[1:][below], chosen[:, 1:][right] = 0, 0  # on one side of a border, so that it shows on any photograph
-    chosen[:-1][below], chosen[:, :-1][right] = 255, 255
+    dark, light = borders(labels)
+    chosen[dark], chosen[light] = 0, 255
     return chosen
+
+
+def borders(labels: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The pixels on the one and on the other side of the borders of labels (H, W), to be black and white.
+
+    Side by side they show on any photograph.
+    """
+    dark, light = np.zeros(labels.shape, bool), np.zeros(labels.shape, bool)
+    for behind, ahead in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        differ = labels[behind] != labels[ahead]
+        light[behind] |= differ
+        dark[ahead] |= differ
+    return dark & ~light, light
 
 
 def panel(

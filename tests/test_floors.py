@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "segmod"
 CONF = ROOT.parent / "conf"
-FLOORS = ["ground", "nets", "data", "inference", "parts", "training", "runs", "studies", "commands"]
+FLOORS = ["ground", "nets", "data", "inference", "parts", "training", "runs", "studies", "report", "commands"]
 PARTS = {
     "metrics",
     "losses",
@@ -28,6 +28,7 @@ FORBIDDEN = {
     **{floor: {*LIGHTNING, *CONFIG} for floor in ("nets", "data", "inference", "parts")},
     "training": CONFIG,
     "studies": {*LIGHTNING, *CONFIG},
+    "report": {*LIGHTNING, "hydra"},
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem in PARTS)
 

@@ -166,6 +166,7 @@ def score(
             step=step,
             parameters=sum(p.numel() for p in module.net.parameters()),
             wall_time_s=wall_time,
+            overrides=cli.overrides(),
         )
         for logger in watching:
             logger.log_result(result["metrics"], which)

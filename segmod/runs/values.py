@@ -117,6 +117,7 @@ _OF_COMMAND: dict[str, dict[str, Any]] = {
     "evaluate": {"run": Text, "split": Text | None},
     "study": {"split": Text | None, "run": Text | Annotated[list[Text], MinLen(1)] | None, "name": Text | None},
     "tables": {"output": Text},
+    "report": {"run": Text, "split": Text | None, "output": Text | None, "images": Amount, "pictures": Count},
     "benchmark": {
         "output": Text,
         "data.batch_size": Images,
