@@ -33,6 +33,7 @@ benchmark = entry("benchmark")
 study = entry("study")
 tables = entry("tables")
 report = entry("report")
+app = entry("app")
 new = entry("new")
 
 COMMANDS = {
@@ -44,6 +45,7 @@ COMMANDS = {
     "study": study,
     "tables": tables,
     "report": report,
+    "app": app,
     "new": new,
 }
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "segmod"
 CONF = ROOT.parent / "conf"
-FLOORS = ["ground", "nets", "data", "inference", "parts", "training", "runs", "studies", "report", "commands"]
+FLOORS = ["ground", "nets", "data", "inference", "parts", "training", "runs", "studies", "report", "app", "commands"]
 PARTS = {
     "metrics",
     "losses",
@@ -29,6 +29,7 @@ FORBIDDEN = {
     "training": CONFIG,
     "studies": {*LIGHTNING, *CONFIG},
     "report": {*LIGHTNING, "hydra"},
+    "app": {*LIGHTNING, "hydra"},
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem in PARTS)
 

@@ -117,6 +117,11 @@ _OF_COMMAND: dict[str, dict[str, Any]] = {
     "evaluate": {"run": Text, "split": Text | None},
     "study": {"split": Text | None, "run": Text | Annotated[list[Text], MinLen(1)] | None, "name": Text | None},
     "tables": {"output": Text},
+    "app": {
+        "run": Text | Annotated[list[Text], MinLen(1)] | None,
+        "port": Annotated[int, Ge(1024), Le(65535)],
+        "max_side": Side | None,
+    },
     "report": {"run": Text, "split": Text | None, "output": Text | None, "images": Amount, "pictures": Count},
     "benchmark": {
         "output": Text,
