@@ -15,7 +15,7 @@ from segmod.ground.errors import UserError
 from segmod.ground.types import Factor
 from segmod.nets.backbones import initialise, scaled
 from segmod.nets.normalise import Normalisation, Normalise
-from segmod.nets.ops import recompute
+from segmod.nets.ops import contiguous, recompute, round_up
 from segmod.nets.weights import VGG16_CLASSIFIER, load_backbone_weights
 
 Layers = list[tuple[str, nn.Module]]
@@ -130,7 +130,7 @@ class DeconvNet(nn.Module):
         for level in reversed(self.decoder):
             x = run(level, x, switches.pop())
         logits: Tensor = self.score(x)
-        return logits[..., :height, :width].contiguous()
+        return contiguous(logits[..., :height, :width])
 
     def activations(self, image: Tensor) -> dict[str, Tensor]:
         """Maps on the way back to the image's size, as in fig. 4 of the paper, without gradients.
@@ -282,5 +282,6 @@ def _cut(maps: Tensor, image: Tensor, stride: int) -> Tensor:
 
 
 def _missing(side: int) -> int:
-    """Pixels to add to a side."""
-    return max(_SIDE, -(-side // _STRIDE) * _STRIDE) - side
+    """Pixels to add to a side, which in an export is a symbol."""
+    padded: int = torch.sym_max(_SIDE, round_up(side, _STRIDE))  # type: ignore[no-untyped-call]
+    return padded - side
