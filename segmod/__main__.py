@@ -32,6 +32,7 @@ proposals = entry("proposals")
 benchmark = entry("benchmark")
 study = entry("study")
 tables = entry("tables")
+export = entry("export")
 report = entry("report")
 new = entry("new")
 
@@ -43,6 +44,7 @@ COMMANDS = {
     "benchmark": benchmark,
     "study": study,
     "tables": tables,
+    "export": export,
     "report": report,
     "new": new,
 }

@@ -221,6 +221,10 @@ def _load(path: str | Path, what: str) -> Any:
     if not path.is_file():
         raise UserError(f"{what} {path} does not exist: check the path")
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever a damaged file can cause
         raise UserError(
