@@ -14,6 +14,7 @@ from torchvision.models import VGG16_Weights
 from segmod.ground.errors import UserError
 from segmod.ground.types import Factor
 from segmod.nets.backbones import initialise, scaled
+from segmod.nets.foreign import VGG16_CONVOLUTIONS
 from segmod.nets.normalise import Normalisation, Normalise
 from segmod.nets.ops import contiguous, recompute, round_up
 from segmod.nets.weights import VGG16_CLASSIFIER, load_backbone_weights
@@ -26,13 +27,6 @@ _DECONV = ((64, 64), (128, 64), (256, 256, 128), (512, 512, 256), (512, 512, 512
 _FC = 4096
 _STRIDE = 32
 _SIDE = 224  # of the paper's crops, in pixels: fc6 then sees one 7x7 map
-# The convolutions that VGG-16 gives values to, with torchvision's names.
-_VGG = {
-    "conv1_1": "features.0", "conv1_2": "features.2", "conv2_1": "features.5", "conv2_2": "features.7",
-    "conv3_1": "features.10", "conv3_2": "features.12", "conv3_3": "features.14", "conv4_1": "features.17",
-    "conv4_2": "features.19", "conv4_3": "features.21", "conv5_1": "features.24", "conv5_2": "features.26",
-    "conv5_3": "features.28",
-}  # fmt: skip
 
 
 class DeconvNet(nn.Module):
@@ -101,7 +95,7 @@ class DeconvNet(nn.Module):
 
     def _initialise(self, weights: str | None) -> None:
         layers = {name.rpartition(".")[2]: part for name, part in self.named_modules()}
-        renamed = {name: (theirs,) for name, theirs in _VGG.items()} | VGG16_CLASSIFIER
+        renamed = {name: (theirs,) for name, theirs in VGG16_CONVOLUTIONS.items()} | VGG16_CLASSIFIER
         vgg = nn.ModuleDict({name: layers[name] for name in renamed})
         initialise(vgg)
         load_backbone_weights(vgg, weights, VGG16_Weights, renamed, optional=list(VGG16_CLASSIFIER))

@@ -140,7 +140,11 @@ def read_facts(path: Path) -> dict[str, Any]:
         facts = _READERS[path.suffix](path)
         Legend.from_plain(facts)
         size = facts.get("size")
-        good = isinstance(facts["config"], dict) and isinstance(facts.get("metrics"), dict)
+        good = (
+            isinstance(facts["classes"], list)
+            and isinstance(facts["config"], dict)
+            and isinstance(facts.get("metrics"), dict)
+        )
         good = good and facts["output"] in ("logits", "probabilities", "labels") and int(facts["least"]) >= 0
         if not good or not (size is None or [type(side) for side in size] == [int, int]):
             raise ValueError("its facts are damaged")
