@@ -87,16 +87,15 @@ def as_program(net: nn.Module, output: Output = "logits", size: Size | None = No
         return program, min(size)
     # What it assumes of sizes a program asserts, but ONNX has no assertions: it would be wrong without a word.
     holds = sizes_asserted(program)
-    failed = [
-        side for side in _TRIED if side >= least and not all(map(holds, ((side, side), (side, least), (least, side))))
-    ]
-    if failed and failed[-1] >= _TRIED[-1]:
-        good = next(side for side in reversed(_TRIED) if side < least or side not in failed)
+    tried = [side for side in _TRIED if side >= least]
+    square = [side for side in tried if holds((side, side))]
+    good = [side for side in square if holds((side, square[0])) and holds((square[0], side))]
+    if MOST not in good:
         raise UserError(
-            f"{type(net).__name__} takes images of one size once it is exported, for it does another thing with larger "
-            f"ones (here than {good} pixels): give the size that it was trained on, such as size=[224,224]"
+            f"{type(net).__name__} takes images of one size once it is exported, for it does another thing with those "
+            f"of more than {max(good, default=0)} pixels: give the size that it was trained on, such as size=[224,224]"
         )
-    return program, max([least, *(side + 1 for side in failed)])
+    return program, max([least, *(side + 1 for side in tried if side not in good)])
 
 
 def as_onnx(program: ExportedProgram, output: Output, precision: Literal["fp32", "fp16"] = "fp32") -> Any:
