@@ -46,6 +46,11 @@ class ExportedRun(Run):
         path = path.resolve()
         return cls(path.with_name(f"{path.stem}-{path.suffix[1:]}"), path)
 
+    @property
+    def place(self) -> Path:
+        """What names it, from any folder."""
+        return self.path
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What is known of it, see `segmod.nets.exported.read_facts`."""

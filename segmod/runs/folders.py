@@ -53,6 +53,11 @@ class Run:
     directory: Path
 
     @property
+    def place(self) -> Path:
+        """What names it, from any folder."""
+        return self.directory
+
+    @property
     def is_trained(self) -> bool:
         """Whether it holds a result or a checkpoint, and not only the config of a run that never came so far."""
         return self.metrics_file.is_file() or any(self.directory.glob("checkpoints/*.ckpt"))
@@ -167,7 +172,7 @@ def find_members(node: Any, key: str, runs: str, seed: str) -> None:
     if not isinstance(node, dict):
         return
     if node.get("_target_") == MEMBER:
-        node["run"] = str(find_run(str(node.get("run")), runs, f"{key}.run", seed).directory)
+        node["run"] = str(find_run(str(node.get("run")), runs, f"{key}.run", seed).place)
     for name, value in node.items():
         find_members(value, f"{key}.{name}", runs, seed)
 
