@@ -32,6 +32,7 @@ proposals = entry("proposals")
 benchmark = entry("benchmark")
 study = entry("study")
 tables = entry("tables")
+export = entry("export")
 report = entry("report")
 app = entry("app")
 new = entry("new")
@@ -44,6 +45,7 @@ COMMANDS = {
     "benchmark": benchmark,
     "study": study,
     "tables": tables,
+    "export": export,
     "report": report,
     "app": app,
     "new": new,

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn.modules import batchnorm
 from torch.utils.data import dataloader
 
 from segmod.ground.errors import require_names
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
 TESTED = ">=2.7,<2.14"
 NAMES = (
     "torch.nn.modules.batchnorm._BatchNorm",
     "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._shutdown_workers",
+    "torch.fx.experimental._config.backed_size_oblivious",
 )
 require_names("torch", TESTED, NAMES)
 
@@ -67,3 +72,31 @@ def without_dynamo() -> Iterator[None]:
         yield
     finally:
         forget()
+
+
+def free_sizes() -> AbstractContextManager[None]:
+    """An export whose sizes of any value may be 1, too, which torch else takes for a size apart."""
+    from torch.fx.experimental import _config
+
+    patch: AbstractContextManager[None] = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    return patch
+
+
+def sizes_asserted(program: ExportedProgram) -> Callable[[tuple[int, int]], bool]:
+    """Whether what an exported program asserts of its first input, an image (B, 3, H, W), holds for a size (H, W)."""
+    import sympy
+
+    nodes = list(program.graph.nodes)
+    image = next(
+        node for node in nodes if node.op == "placeholder" and node.name == program.graph_signature.user_inputs[0]
+    )
+    symbols = [getattr(getattr(side, "node", None), "expr", None) for side in image.meta["val"].shape]
+    found = (node.args[0].meta["val"] for node in nodes if node.target is torch.ops.aten._assert_scalar.default)
+    claims = {value.node.expr for value in found if isinstance(value, torch.SymBool)}
+
+    def hold(size: tuple[int, int]) -> bool:
+        given = {s: sympy.Integer(n) for s, n in zip(symbols, (1, 3, *size), strict=True) if s is not None}
+        in_range = all(given[s] in bounds for s, bounds in program.range_constraints.items() if s in given)
+        return in_range and all(claim.xreplace(given) == sympy.true for claim in claims)
+
+    return hold

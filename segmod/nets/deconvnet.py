@@ -14,8 +14,9 @@ from torchvision.models import VGG16_Weights
 from segmod.ground.errors import UserError
 from segmod.ground.types import Factor
 from segmod.nets.backbones import initialise, scaled
+from segmod.nets.foreign import VGG16_CONVOLUTIONS
 from segmod.nets.normalise import Normalisation, Normalise
-from segmod.nets.ops import recompute
+from segmod.nets.ops import contiguous, recompute, round_up
 from segmod.nets.weights import VGG16_CLASSIFIER, load_backbone_weights
 
 Layers = list[tuple[str, nn.Module]]
@@ -26,13 +27,6 @@ _DECONV = ((64, 64), (128, 64), (256, 256, 128), (512, 512, 256), (512, 512, 512
 _FC = 4096
 _STRIDE = 32
 _SIDE = 224  # of the paper's crops, in pixels: fc6 then sees one 7x7 map
-# The convolutions that VGG-16 gives values to, with torchvision's names.
-_VGG = {
-    "conv1_1": "features.0", "conv1_2": "features.2", "conv2_1": "features.5", "conv2_2": "features.7",
-    "conv3_1": "features.10", "conv3_2": "features.12", "conv3_3": "features.14", "conv4_1": "features.17",
-    "conv4_2": "features.19", "conv4_3": "features.21", "conv5_1": "features.24", "conv5_2": "features.26",
-    "conv5_3": "features.28",
-}  # fmt: skip
 
 
 class DeconvNet(nn.Module):
@@ -101,7 +95,7 @@ class DeconvNet(nn.Module):
 
     def _initialise(self, weights: str | None) -> None:
         layers = {name.rpartition(".")[2]: part for name, part in self.named_modules()}
-        renamed = {name: (theirs,) for name, theirs in _VGG.items()} | VGG16_CLASSIFIER
+        renamed = {name: (theirs,) for name, theirs in VGG16_CONVOLUTIONS.items()} | VGG16_CLASSIFIER
         vgg = nn.ModuleDict({name: layers[name] for name in renamed})
         initialise(vgg)
         load_backbone_weights(vgg, weights, VGG16_Weights, renamed, optional=list(VGG16_CLASSIFIER))
@@ -130,7 +124,7 @@ class DeconvNet(nn.Module):
         for level in reversed(self.decoder):
             x = run(level, x, switches.pop())
         logits: Tensor = self.score(x)
-        return logits[..., :height, :width].contiguous()
+        return contiguous(logits[..., :height, :width])
 
     def activations(self, image: Tensor) -> dict[str, Tensor]:
         """Maps on the way back to the image's size, as in fig. 4 of the paper, without gradients.
@@ -282,5 +276,6 @@ def _cut(maps: Tensor, image: Tensor, stride: int) -> Tensor:
 
 
 def _missing(side: int) -> int:
-    """Pixels to add to a side."""
-    return max(_SIDE, -(-side // _STRIDE) * _STRIDE) - side
+    """Pixels to add to a side, which in an export is a symbol."""
+    padded: int = torch.sym_max(_SIDE, round_up(side, _STRIDE))  # type: ignore[no-untyped-call]
+    return padded - side

@@ -13,7 +13,7 @@ from segmod.ground.errors import UserError
 from segmod.ground.types import Factor
 from segmod.nets.backbones import feature_maps, initialise, last_layers, map_shapes, scaled
 from segmod.nets.normalise import Normalisation, Normalise
-from segmod.nets.ops import BilinearUpsample, crop, resize
+from segmod.nets.ops import BilinearUpsample, contiguous, crop, resize
 from segmod.nets.tracing import SIDE
 from segmod.nets.weights import VGG16_CLASSIFIER, load_backbone_weights
 
@@ -145,7 +145,7 @@ class FCN(nn.Module):
             scores = self._join(self.upscore_pool4(scores), self.score_pool3(streams["pool3"]), _CROP_POOL3)  # stride 8
         offset = _CROP_IMAGE[self.stride] if self.border else self.stride // 2
         scores = self.get_submodule(f"upscore{self.stride}")(scores)
-        return crop(scores, offset, (image.shape[2], image.shape[3])).contiguous()
+        return contiguous(crop(scores, offset, (image.shape[2], image.shape[3])))
 
     @torch.no_grad()
     def stream_rms(self, image: Tensor) -> dict[str, tuple[float, int]]:

@@ -15,7 +15,7 @@ from segmod.ground.errors import UserError
 from segmod.ground.types import Channels, Factor, Side
 from segmod.nets.backbones import feature_maps, last_layers, map_shapes
 from segmod.nets.normalise import Normalisation, Normalise
-from segmod.nets.ops import classify_resized, resize
+from segmod.nets.ops import classify_resized, resize, same_size
 from segmod.nets.tracing import SIDE
 
 _EPS = 1e-5
@@ -102,7 +102,7 @@ class Hypercolumn(nn.Module):
         raster = (self.grid_out, self.grid_out) if self.grid_out else size
         scores = self._score_maps(self._taps(image), raster)
         scores = _mix(scores, self._cell_weights(raster), dim=1)  # (B, K, h, w)
-        if raster != size:
+        if not same_size(raster, size):
             p = resize(scores.softmax(1), size)
             return p.clamp_min(torch.finfo(p.dtype).tiny).log()
         return scores
@@ -179,11 +179,13 @@ class Hypercolumn(nn.Module):
         bias = self.hidden.bias - (weight * self.mean).sum(1)  # a sum stays in float32 under autocast
         shares = torch.split(weight, self.tap_channels, dim=1)
         # On a CPU one image at a time: gradients at the image's size then exist for one image, not for the batch.
-        groups = zip(*(torch.split(tap, 1) for tap in taps), strict=True) if taps[0].device.type == "cpu" else [taps]
+        whole = taps[0].device.type != "cpu" or torch.compiler.is_exporting()
+        groups = [taps] if whole else zip(*(torch.split(tap, 1) for tap in taps), strict=True)
         scores = []
         for group in groups:
-            # taps of one size go through the layer as one map: the fewer maps to resize
-            same = groupby(zip(group, shares, strict=True), key=lambda pair: pair[0].shape[2:])
+            # taps of one size (by its text, for in an export it is a symbol) go through the layer as one map: the fewer
+            # maps to resize
+            same = groupby(zip(group, shares, strict=True), key=lambda pair: tuple(map(str, pair[0].shape[2:])))
             merged = [[torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True)] for _, pairs in same]
             responses = [_linear(tap, share) for tap, share in merged]
             responses[-1] = responses[-1] + bias.to(responses[-1].dtype)  # interpolation leaves constants as they are

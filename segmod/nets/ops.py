@@ -30,9 +30,23 @@ def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False, ant
     Returns:
         (B, C, H, W).
     """
-    if tuple(maps.shape[-2:]) == tuple(size):
+    if same_size(maps.shape[-2:], size):
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners, antialias=antialias)
+
+
+def same_size(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two sizes are equal; in an export, whose sizes are symbols, whether they are equal for every image."""
+    if not torch.compiler.is_exporting():
+        return tuple(one) == tuple(other)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # half a second, which exports alone need
+
+    return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
+
+
+def round_up(side: int, multiple: int) -> int:
+    """The least multiple of a number that is not below a side; not by ``-side``, whose quotient ONNX rounds to zero."""
+    return (side + multiple - 1) // multiple * multiple
 
 
 def recompute(layer: nn.Module, *inputs: Tensor) -> Any:
@@ -102,6 +116,11 @@ def crop(maps: Tensor, offset: int, size: tuple[int, int]) -> Tensor:
     """
     height, width = size
     return maps[..., offset : offset + height, offset : offset + width]
+
+
+def contiguous(maps: Tensor) -> Tensor:
+    """Maps without gaps in memory; in an export a copy, for whether there are gaps may depend on the size."""
+    return maps.clone(memory_format=torch.contiguous_format) if torch.compiler.is_exporting() else maps.contiguous()
 
 
 def bilinear_kernel(size: int) -> Tensor:
@@ -180,7 +199,7 @@ def classify_resized(
         (B, K, H, W).
     """
     upright = [part.permute(0, 3, 1, 2) for part in maps]
-    if maps[0].device.type != "cpu":
+    if maps[0].device.type != "cpu" or torch.compiler.is_exporting():
         total = torch.stack([resize(part, size, align_corners) for part in upright]).sum(0)
         return F.conv2d(F.relu(total), weight[:, :, None, None], bias)
     wide = [resize(part, (part.shape[2], size[1]), align_corners).permute(0, 2, 3, 1).contiguous() for part in upright]

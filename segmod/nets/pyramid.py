@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import reduce
 from itertools import chain, cycle
 from typing import Literal
@@ -15,7 +16,7 @@ from segmod.ground.errors import UserError
 from segmod.ground.types import Factor
 from segmod.nets.backbones import in_stages, initialise
 from segmod.nets.normalise import Normalisation, Normalise
-from segmod.nets.ops import recompute, resize
+from segmod.nets.ops import recompute, resize, round_up
 
 Fusion = Literal["concat", "sum", "max"]
 Encoder = Literal["1x1_3x3", "1x1"]
@@ -103,7 +104,8 @@ class DeepFeaturePyramid(nn.Module):
             UserError: A scale leaves an empty map of an image of this size.
         """
         height, width = image.shape[2:]
-        grid = (-(-height // 2**STAGES), -(-width // 2**STAGES))  # what S1 to S5 make of the image at scale 1
+        cell = 2**STAGES
+        grid = round_up(height, cell) // cell, round_up(width, cell) // cell  # what S1 to S5 make of scale 1
         maps = self._run(self.stages[: STAGES - self.depth], self.normalise(image))
         if self.fusion == "max":
             branches = [self._resize(self._branch(maps, scale), grid) for scale in self.scales]
@@ -116,7 +118,8 @@ class DeepFeaturePyramid(nn.Module):
 
     def _branch(self, maps: Tensor, scale: float) -> Tensor:
         """Encoded map (B, k / 2, ., .) of one scale."""
-        height, width = (int(side * scale + 1e-6) for side in maps.shape[2:])  # 1e-6: 100 * 0.29 is 28.999...
+        share = Fraction(scale).limit_denominator(10**6)  # exact, for 100 * 0.29 is 28.999...
+        height, width = (side * share.numerator // share.denominator for side in maps.shape[2:])
         if not height or not width:
             raise UserError(
                 f"model.net.scales: {scale} leaves nothing of a map of {maps.shape[2]} x {maps.shape[3]} at depth "

@@ -15,6 +15,7 @@ from torchvision.models import WeightsEnum
 
 from segmod.ground.errors import UserError, reason
 from segmod.ground.palettes import Legend
+from segmod.nets.foreign import as_ours, read_caffemodel
 from segmod.nets.timm_nets import TimmWeights
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,10 @@ def load_backbone_weights(
             if not given.isfinite().all():
                 raise UserError(f"{_KEY}={weights} has no values for '{name}': {remedy}")
             own.copy_(given.reshape(own.shape))
-    log.info("%s=%s: %d tensors copied", _KEY, weights, len(backbone.state_dict()) - len(kept))
+    copied = [name for name in backbone.state_dict() if name not in kept]
+    used = {other for name in copied for other in _names_of(name, renamed or {})}
+    dropped = tuple(name for name in state if name not in used)
+    log.info("%s=%s: %s", _KEY, weights, Transfer(tuple(copied), (), dropped))
     if kept:
         parts = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in kept))
         log.warning("%s=%s has no %s: random values there", _KEY, weights, parts)
@@ -178,7 +182,8 @@ def load_net(net: nn.Module, path: str | Path, strict: bool = False) -> Transfer
 def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
     """Weights of the net in a Lightning checkpoint (without their ``net.``) or in a plain state dict, on the CPU.
 
-    Files are mapped into memory, so that optimiser states are not read. No code in a file is ever run.
+    Also those of others, under segmod's names, see `segmod.nets.foreign`: a line tells whose they are. Files are mapped
+    into memory, so that optimiser states are not read. No code in a file is ever run.
 
     Args:
         path: The file.
@@ -188,17 +193,20 @@ def read_weights(path: str | Path, what: str) -> dict[str, Tensor]:
         UserError: The file is missing, broken, or holds something else.
     """
     content, prefix = _load(path, what), ""
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content, prefix = content["state_dict"], "net."
+    if isinstance(content, Mapping):  # of Lightning, of pytorch-fcn, of torchvision's scripts
+        key = next(
+            (key for key in ("state_dict", "model_state_dict", "model") if isinstance(content.get(key), Mapping)), ""
+        )
+        content, prefix = content.get(key, content), "net." if key == "state_dict" else ""
     if not isinstance(content, Mapping):
         raise UserError(
             f"{what} {path} holds a {type(content).__name__}, not weights: give a state dict or a checkpoint"
         )
-    return {
-        str(name).removeprefix(prefix): tensor
-        for name, tensor in content.items()
-        if str(name).startswith(prefix) and isinstance(tensor, Tensor)
-    }
+    given = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    ours, whose = as_ours({n.removeprefix(prefix): tensor for n, tensor in given.items() if n.startswith(prefix)})
+    if whose:
+        log.info("%s %s has the names of %s", what, path, whose)
+    return ours
 
 
 def read_legend(path: str | Path) -> Legend | None:
@@ -221,6 +229,12 @@ def _load(path: str | Path, what: str) -> Any:
     if not path.is_file():
         raise UserError(f"{what} {path} does not exist: check the path")
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if path.suffix == ".caffemodel":
+            return read_caffemodel(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever a damaged file can cause
         raise UserError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segmod.ground.errors import UserError, require
 from segmod.ground.types import Count
 from segmod.nets.normalise import Normalisation, Normalise
-from segmod.nets.ops import resize
+from segmod.nets.ops import contiguous, resize, round_up
 from segmod.nets.weights import load_backbone_weights
 
 
@@ -48,7 +48,7 @@ class Wrapped(nn.Module):
             UserError: The net gives no logits, or those of another number of classes.
         """
         height, width = image.shape[2:]
-        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        padding = (0, round_up(width, self.multiple) - width, 0, round_up(height, self.multiple) - height)
         image = F.pad(self.normalise(image), padding)
         given = self.net(image)
         logits = given["out"] if isinstance(given, Mapping) and "out" in given else getattr(given, "logits", given)
@@ -60,7 +60,7 @@ class Wrapped(nn.Module):
                 f"model.net.net: {kind} scores {logits.shape[1]} classes, the data has {self.num_classes}: "
                 "set its argument for it, classes or num_labels, to ${model.net.num_classes}"
             )
-        return resize(logits, (image.shape[2], image.shape[3]))[..., :height, :width].contiguous()
+        return contiguous(resize(logits, (image.shape[2], image.shape[3]))[..., :height, :width])
 
 
 class TorchvisionNet(Wrapped):

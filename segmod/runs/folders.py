@@ -53,6 +53,11 @@ class Run:
     directory: Path
 
     @property
+    def place(self) -> Path:
+        """What names it, from any folder."""
+        return self.directory
+
+    @property
     def is_trained(self) -> bool:
         """Whether it holds a result or a checkpoint, and not only the config of a run that never came so far."""
         return self.metrics_file.is_file() or any(self.directory.glob("checkpoints/*.ckpt"))
@@ -121,10 +126,10 @@ class Run:
 
 
 def find_run(given: str, root: str = "runs", key: str = "run", seed: str | None = None) -> Run:
-    """The run that a user names: by its folder, by a folder with one run below it, or by the name of a run.
+    """The run that a user names: its folder, a folder with one run below it, its name, or what `segmod-export` made.
 
     Args:
-        given: Such as ``runs/fcn8s/seed0``, ``runs/fcn8s`` or ``fcn8s``.
+        given: Such as ``runs/fcn8s/seed0``, ``runs/fcn8s``, ``fcn8s`` or ``fcn8s.onnx``.
         root: Folder of the runs, where names are looked for.
         key: Config key to name in messages.
         seed: Folder name such as ``seed0``; where several runs are found, those of another name are left out.
@@ -132,8 +137,12 @@ def find_run(given: str, root: str = "runs", key: str = "run", seed: str | None 
     Raises:
         UserError: There is no such run, or there are several.
     """
+    from segmod.runs.exported import ExportedRun  # a kind of run, so it imports this module
+
     shells: list[Path] = []
     for path in (Path(given).expanduser(), Path(root).expanduser() / given):
+        if (exported := ExportedRun.at(path)) is not None:
+            return exported
         made = sorted(p.parents[1] for depth in ("", "*/", "*/*/") for p in path.glob(f"{depth}.hydra/config.yaml"))
         found = [folder for folder in made if Run(folder).is_trained]
         shells += [folder for folder in made if folder not in found]
@@ -163,7 +172,7 @@ def find_members(node: Any, key: str, runs: str, seed: str) -> None:
     if not isinstance(node, dict):
         return
     if node.get("_target_") == MEMBER:
-        node["run"] = str(find_run(str(node.get("run")), runs, f"{key}.run", seed).directory)
+        node["run"] = str(find_run(str(node.get("run")), runs, f"{key}.run", seed).place)
     for name, value in node.items():
         find_members(value, f"{key}.{name}", runs, seed)
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from segmod.ground.errors import UserError
+from segmod.ground.errors import UserError, require
 from segmod.ground.names import require_name
+from segmod.runs.exported import ExportedRun, as_sent
 from segmod.runs.folders import Run, find_members, find_run
 from segmod.runs.instantiate import BuildError, instantiate, placed
 from segmod.runs.prediction import Prediction
@@ -110,6 +111,8 @@ class TrainedRun:
             if value is not None:
                 OmegaConf.update(changes, name, value)
         trusted = Trust.of(trust, {**asked, "data": frozen(changes)})
+        brings_its_own = checkpoint is not None and isinstance(found, ExportedRun)
+        require(not brings_its_own, f"checkpoint={checkpoint}: {found.directory.name} brings its weights: leave it out")
         raw = found.stored()
         for needed in ("name", "checkpoint", "data.val_split", "model.net._target_"):
             node: Any = raw
@@ -128,6 +131,10 @@ class TrainedRun:
     def stored_config(self) -> DictConfig:
         """The config as it was stored, which the digest of a record is of."""
         return self._run.config()
+
+    def config_to_send(self) -> dict[str, Any]:
+        """The config as it was stored, without what is of this machine or a secret."""
+        return as_sent(self._run.stored())
 
     @property
     def name(self) -> str:
@@ -178,6 +185,8 @@ class TrainedRun:
 
         from segmod.nets.weights import load_net
 
+        if isinstance(self._run, ExportedRun) and (exported := self._run.net(self._trust)) is not None:
+            return exported.eval()
         net: nn.Module = self._build("model.net", nn.Module)
         load_net(net, self.checkpoint, strict=True)
         if self.config.model.get("channels_last"):
@@ -216,6 +225,8 @@ class TrainedRun:
         """Names and colours of the labels, which the checkpoint keeps: the data need not be there."""
         from segmod.nets.weights import read_legend
 
+        if isinstance(self._run, ExportedRun):
+            return self._run.legend
         return read_legend(self.checkpoint) or self.datamodule.legend
 
     @property
@@ -278,11 +289,11 @@ class TrainedRun:
         """
         return choose_device(self._device)
 
-    def batch(self, index: int) -> Batch:
-        """One image of ``dataset`` as a batch on ``device``."""
+    def batch(self, index: int, split: Split | None = None) -> Batch:
+        """One image of a split, ``dataset`` unless another is given, as a batch on ``device``."""
         from torch.utils.data import default_collate
 
-        batch = cast("Batch", default_collate([self.dataset[index]]))
+        batch = cast("Batch", default_collate([(split or self.dataset)[index]]))
         batch["image"], batch["mask"] = batch["image"].to(self.device), batch["mask"].to(self.device)
         return batch
 

@@ -64,6 +64,11 @@ _KEYS: dict[str, Any] = {
     "passes": Count | None,
     "warmup": Amount | None,
     "rounds": Count | None,
+    # of segmod-export
+    "format": Literal["onnx", "pt2", "weights"],
+    "file": Text | None,
+    "calibrate": Images,
+    "compare": Images,
     # nodes
     **dict.fromkeys(("data", "model", "model.net", "trainer", "callbacks", "logger"), dict[str, Any]),
     # data, where a command has but some of its keys
@@ -114,6 +119,13 @@ OF_LIBRARIES: dict[str, dict[str, Any]] = {
 _OF_COMMAND: dict[str, dict[str, Any]] = {
     "train": {"checkpoint": Literal["best", "last"]},
     "predict": {"output": Text, "run": Text},
+    "export": {
+        "run": Text,
+        "split": Text | None,
+        "output": Literal["logits", "probabilities", "labels"],
+        "size": Annotated[list[Side], Len(2, 2)] | None,
+        "precision": Literal["fp32", "fp16", "int8"],
+    },
     "evaluate": {"run": Text, "split": Text | None},
     "study": {"split": Text | None, "run": Text | Annotated[list[Text], MinLen(1)] | None, "name": Text | None},
     "tables": {"output": Text},
