@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,29 @@ def test_jobs_of_submitit_have_two_ranks_of_their_own(segmod: Any, small: tuple[
     for folder in results():
         assert "rror" not in (Path("runs") / folder / "rank1.log").read_text()
         assert "ranks above 0 print to" in (Path("runs") / folder / "train.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [(), LAUNCHERS["joblib"]], ids=["one by one", "joblib"])
+def test_a_search_that_was_killed_goes_through_the_same_trials(
+    launcher: tuple[str, ...], segmod: Any, small: tuple[str, ...]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = (
+        *small, "name=x", "sweep=optuna", "data.hflip=0,0.5", "hydra.sweeper.n_trials=6",
+        "hydra.sweeper.sampler.n_startup_trials=2", *(("hydra.sweeper.n_jobs=2", *launcher) if launcher else ()),
+    )  # fmt: skip
+    run(*search, "runs=whole")
+    process = start(*search)
+    while len(results()) < 3:
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, 9)
+    process.communicate()
+    finished = {path: path.stat().st_mtime_ns for path in Path("runs").glob("**/metrics.json")}
+    told = run(*search)
+    assert results() == results("whole")
+    assert len(results()) == 6
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    best = max(metrics["val/miou"] for metrics in results().values())
+    assert f"Best value: {best}" in told
