@@ -36,7 +36,7 @@ _PATTERNS = {
         r"|(.+\.)?(root|sbd_root)"  # of data, of stored proposals, of other runs
         r"|data\.(.+\.)?(num_workers|pin_memory|download|verify|cache_images)"
         r"|(inference|model\.predictor)\.(.+\.)?batch_size"
-        r"|trainer\.(accelerator|devices|num_nodes|strategy|benchmark|use_distributed_sampler|default_root_dir)"
+        r"|trainer\.(accelerator|devices|num_nodes|strategy(\..+)?|benchmark|use_distributed_sampler|default_root_dir)"
         r"|callbacks\.checkpoints\.(directory|every_n_steps)"
         # how segmod-benchmark measures
         r"|what|size|batch|device|precision|channels_last|compile|threads|steps|passes|warmup|rounds|against|output"
@@ -47,7 +47,7 @@ _PATTERNS = {
     ),
 }
 # options of the group `trainer` that say on what to compute, and no more
-_DEVICES = {"default", "cpu", "gpu", "ddp"}
+_DEVICES = {"default", "cpu", "gpu", "ddp", "fsdp"}
 # what a folder's name says elsewhere: an experiment sets the name
 SAID = frozenset({"name", "seed", "experiment", "sweep"})
 
