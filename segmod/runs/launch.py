@@ -73,6 +73,7 @@ def prepare_process() -> None:
         os.getcwd()
     except OSError:
         raise UserError("the working directory is gone: change to a folder that exists") from None
+    is_leader()  # whether the environment says it at all
 
 
 @contextmanager
