@@ -90,13 +90,15 @@ def concluded() -> Iterator[None]:
     """Tell of a multirun once it is over, whether its jobs went well or not; does nothing for a single run.
 
     Raises:
-        UserError: A job failed, and the sweeper has gone on without a word.
+        UserError: A job failed, and the sweeper has gone on without a word; or a launcher has lost one.
     """
     _begun.clear()
     try:
         yield
-    except Exception:
-        _conclude()
+    except Exception as error:
+        lost = [row for row in _conclude() if row["state"] == "lost"]
+        if lost and not isinstance(error, UserError):
+            raise UserError(f"job {lost[0]['job']}: {lost[0]['error']}; the same command goes on") from error
         raise
     failed = [row for row in _conclude() if row["error"]]
     if failed:
@@ -111,7 +113,7 @@ def _conclude() -> list[Row]:
     rows = read_rows(folder)
     for row in rows:
         if row["state"] == "running":  # nobody has told of its end
-            row |= {"state": "died", "error": "its process died; see what it printed"}
+            row |= {"state": "lost", "error": "its process died, or trains on by itself"}
     if rows:
         show(folder, rows)
     if not any(Path(row["folder"]).is_dir() for row in rows):
@@ -140,7 +142,7 @@ def show(folder: Path, rows: Sequence[Row]) -> None:
     console = print_table(folder.name, lines)
     for row in rows:
         if row["error"]:
-            console.print(f"job {row['job']} failed: {row['error']}", soft_wrap=True)
+            console.print(f"job {row['job']} {row['state']}: {row['error']}", soft_wrap=True)
     done = [row for row in rows if row["metrics"].get("val/miou") is not None]
     if not done:
         return

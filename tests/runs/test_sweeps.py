@@ -12,7 +12,10 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
+from segmod.ground.errors import UserError
+from segmod.ground.files import replace_text
 from segmod.ground.printing import read_csv
+from segmod.runs import sweeps
 from segmod.runs.folders import sweep_dir
 from segmod.runs.sweeps import Row, show, varied
 
@@ -64,6 +67,21 @@ def test_the_table_of_a_multirun_tells_what_its_jobs_differ_in_and_the_best(
     assert str(tmp_path) not in told
     assert [line["val/miou"] for line in read_csv(Path("runs/sweeps/x/jobs.csv"))] == ["0.25", "0.5", ""]
     assert Path("runs/sweeps/x/jobs.png").stat().st_size > 1000
+
+
+def lose_a_worker(folder: Path) -> None:
+    with sweeps.concluded():
+        sweeps._begun.append(folder)
+        for one in (row(0, "seed=0", miou=0.5), row(1, "seed=1", state="running")):
+            replace_text(folder / "jobs" / f"{one['job']}.json", json.dumps(one))
+        raise RuntimeError("a worker was lost")
+
+
+def test_a_job_whose_process_dies_is_told(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="job 1: its process died"):
+        lose_a_worker(tmp_path / "runs" / "sweeps" / "x")
+    assert "job 1 lost: its process died" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
