@@ -27,7 +27,7 @@ from segmod.runs.tables import read_tables, reported
 
 MODELS = sorted(path.stem for path in (cli.CONF_DIR / "model").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (cli.CONF_DIR / "experiment").glob("*.yaml"))
-SWEEPS = sorted(path.stem for path in (cli.CONF_DIR / "sweep").glob("*.yaml"))
+SWEEPS = sorted({path.stem for path in (cli.CONF_DIR / "sweep").glob("*.yaml")} - {"optuna"})  # which has no stages
 TABLES = read_tables([cli.CONF_DIR])
 
 

@@ -22,6 +22,12 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:head]} ... {text[head + 5 - longest :]}"
 
 
+def one_line(text: str) -> str:
+    """A message as the terminal has it, at most 280 characters, so that its line has less than 300."""
+    shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))  # of a file that is anybody's
+    return cut(shown, 280)
+
+
 def require(condition: bool, message: str) -> None:
     """Raise a `UserError` unless the condition holds."""
     if not condition:

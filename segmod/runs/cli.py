@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -22,9 +23,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segmod.ground.errors import UserError, cut, reason
+from segmod.ground.errors import UserError, one_line, reason
 from segmod.ground.files import FULL, UnwritableError
 from segmod.ground.signals import Stopped, tell_stop
+from segmod.runs import sweeps
 from segmod.runs.folders import register_resolvers
 from segmod.runs.hydra_private import let_errors_through
 from segmod.runs.keys import Kind, kind, readable
@@ -34,6 +36,8 @@ from segmod.runs.values import check_values
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 """Root of the configs: inside an installed package, beside the package in a checkout."""
+
+_EXTRAS = {"optuna", "joblib", "submitit", "ray"}  # of segmod, for plugins of Hydra
 
 log = logging.getLogger("segmod")
 
@@ -49,23 +53,16 @@ def run(name: str) -> int:
     Returns:
         The exit code: 0 done; 1 a user's mistake, told in one line on stderr; 2 usage; 128 + n stopped by signal n.
     """
-    register_resolvers()
-    returned: list[Any] = []
-    job = partial(_run_job, name, returned)
-    job.__module__ = f"segmod.commands.{name}"  # after which Hydra names the job and its log
     try:
         prepare_process()
         HydraConfig.instance().cfg = None  # of an earlier command of this process
         own = [folder.resolve() for folder in search_path()[1:]]
-        # where data, nets and losses of one's own lie
-        for folder in map(str, (Path.cwd(), *own, *(folder.parent for folder in own))):
-            if folder not in sys.path:
-                sys.path.append(folder)
-        if not is_leader():
-            sys.argv.append("hydra/job_logging=none")
+        job = _arrive(name, [str(folder) for folder in (Path.cwd(), *own, *(folder.parent for folder in own))])
+        returned = job.args[1]
         require_named_lengths(sys.argv[1:])
         let_errors_through()
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
+        with sweeps.concluded():
+            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=name)(job)()
         after = getattr(sys.modules.get(f"segmod.commands.{name}"), "after", None)
         if after is not None and returned:
             after(returned)
@@ -75,6 +72,27 @@ def run(name: str) -> int:
     if _reader_left() and code == 0:
         code = 128 + signal.SIGPIPE
     return code
+
+
+class _Job(partial[Any]):
+    """What Hydra calls for each job; a launcher may take it to another process, which it then prepares."""
+
+    def __reduce__(self) -> Any:
+        return _arrive, (self.args[0], sys.path)
+
+
+def _arrive(name: str, folders: Iterable[str]) -> _Job:
+    """Make this process one that runs jobs of a command.
+
+    Args:
+        name: Of the command.
+        folders: Where data, nets and losses of one's own lie.
+    """
+    register_resolvers()
+    sys.path.extend(folder for folder in dict.fromkeys(folders) if folder not in sys.path)
+    job = _Job(_run_job, name, [])
+    job.__module__ = f"segmod.commands.{name}"  # after which Hydra names the job and its log
+    return job
 
 
 def run_plain(name: str) -> int:
@@ -214,12 +232,6 @@ def _report(error: BaseException, config_name: str) -> int:
     return 1
 
 
-def one_line(text: str) -> str:
-    """A message as the terminal has it, at most 280 characters, so that its line has less than 300."""
-    shown = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))  # of a file that is anybody's
-    return cut(shown, 280)
-
-
 def explain(error: BaseException, config_name: str) -> str:
     """One line for what Hydra or OmegaConf refuses: the key or group, and what may stand there."""
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
@@ -231,6 +243,9 @@ def explain(error: BaseException, config_name: str) -> str:
         return f"cannot read the override {match.group(1)!r}: write key=value, quote odd characters"
     if match := re.search(r"Could not (?:find|load) '([\w/]+?)/([^'/]*)'", text):
         group, option = match.groups()
+        extra = option.partition("_")[0]
+        if group in ("hydra/launcher", "hydra/sweeper") and extra in _EXTRAS:
+            return f"{group}={option}: not installed; pip install 'segmod[{extra}]'"
         return f"{group}={option}: no such option; choose one of {', '.join(options(group))}"
     if match := re.search(r"Could not override '([^']+)'\.\s*(?:No match in the defaults list)?", text):
         key = match.group(1)

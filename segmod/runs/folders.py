@@ -40,9 +40,32 @@ def run_dir(runs: str, name: str, seed: int, overrides: Sequence[str], choices: 
     return str(Path(runs).expanduser().joinpath(*filter(None, [require_name(name, "name="), suffix]), f"seed{seed}"))
 
 
+def sweep_dir(
+    runs: str, name: str, overrides: Sequence[str], of_hydra: Sequence[str], choices: Mapping[str, Any]
+) -> str:
+    """Directory of a multirun, for what it tells of its jobs: ``runs/sweeps/<sweep or name>[+<overrides>]``.
+
+    Args:
+        runs: Root of the runs.
+        name: Of the run, where no ``sweep`` is chosen.
+        overrides: Of the command line, with what is swept.
+        of_hydra: Those of Hydra's own keys, of which the search space of a sweeper counts.
+        choices: Of the config groups.
+    """
+    space = [word.partition("hydra.sweeper.params.")[2] for word in of_hydra]
+    chosen = readable(
+        [*overrides, *filter(None, space)],
+        with_model_and_data=True,
+        said={"sweep"} if choices.get("sweep") else {"name"},
+    )
+    return str(Path(runs).expanduser() / "sweeps" / "+".join(filter(None, [choices.get("sweep") or name, chosen])))
+
+
 def register_resolvers() -> None:
-    """Make ``${segmod.run_dir:...}`` and ``${segmod.find_run:...}`` known to the configs."""
+    """Make ``${segmod.run_dir:...}``, ``sweep_dir``, ``job_dir`` and ``find_run`` known to the configs."""
     OmegaConf.register_new_resolver("segmod.run_dir", run_dir, replace=True)
+    OmegaConf.register_new_resolver("segmod.sweep_dir", sweep_dir, replace=True)
+    OmegaConf.register_new_resolver("segmod.job_dir", lambda *given: os.path.abspath(run_dir(*given)), replace=True)
     OmegaConf.register_new_resolver("segmod.find_run", lambda *given: str(find_run(*given).directory), replace=True)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ _PATTERNS = {
         r"|(.+\.)?(root|sbd_root)"  # of data, of stored proposals, of other runs
         r"|data\.(.+\.)?(num_workers|pin_memory|download|verify|cache_images)"
         r"|(inference|model\.predictor)\.(.+\.)?batch_size"
-        r"|trainer\.(accelerator|devices|num_nodes|strategy|benchmark|use_distributed_sampler|default_root_dir)"
+        r"|trainer\.(accelerator|devices|num_nodes|strategy(\..+)?|benchmark|use_distributed_sampler|default_root_dir)"
         r"|callbacks\.checkpoints\.(directory|every_n_steps)"
         # how segmod-benchmark measures
         r"|what|size|batch|device|precision|channels_last|compile|threads|steps|passes|warmup|rounds|against|output"
@@ -47,9 +47,9 @@ _PATTERNS = {
     ),
 }
 # options of the group `trainer` that say on what to compute, and no more
-_DEVICES = {"default", "cpu", "gpu", "ddp"}
+_DEVICES = {"default", "cpu", "gpu", "ddp", "fsdp"}
 # what a folder's name says elsewhere: an experiment sets the name
-_SAID = {"name", "seed", "experiment", "sweep"}
+SAID = frozenset({"name", "seed", "experiment", "sweep"})
 
 LONGEST = 60  # characters of a folder's name
 
@@ -95,7 +95,7 @@ def differences(configs: Sequence[DictConfig]) -> list[str]:
     found = [settings(cfg) for cfg in configs]
     keys = sorted({key for one in found for key in one})
     keys = [key for key in keys if len({repr(one.get(key)) for one in found}) > 1]
-    ends = _endings(keys)
+    ends = endings(keys)
     return [
         shortened("+".join(f"{end}-{_word(one[key])}" for key, end in zip(keys, ends, strict=True) if key in one))
         for one in found
@@ -105,7 +105,9 @@ def differences(configs: Sequence[DictConfig]) -> list[str]:
 # -- of a command line -----------------------------------------------------------------------------------------------
 
 
-def readable(overrides: Sequence[str], *, with_model_and_data: bool, longest: int | None = LONGEST) -> str:
+def readable(
+    overrides: Sequence[str], *, with_model_and_data: bool, longest: int | None = LONGEST, said: Set[str] = SAID
+) -> str:
     """Short name of the overrides that are of the recipe, in the order of their keys; may be empty.
 
     ``["seed=1", "model.net={depth:2,width:0.5}", "optimizer=adam"]`` gives
@@ -116,14 +118,16 @@ def readable(overrides: Sequence[str], *, with_model_and_data: bool, longest: in
         overrides: Of the command line.
         with_model_and_data: Whether the choices ``model=`` and ``data=`` are part of it.
         longest: Characters at most; a name that would be longer is cut and ends in a hash. None: any number.
+        said: Keys that are no part of it, and their groups.
     """
     chosen: dict[str, Any] = {}
     parser = OverridesParser.create()
     for override in overrides:
         parsed = parser.parse_override(override)
         key = "@".join(filter(None, [parsed.key_or_group, parsed.package]))
-        chosen |= {f"~{key}": None} if parsed.is_delete() else dict(flat(_plain(parsed.value()), key))
-    untold = _SAID if with_model_and_data else {*_SAID, "model", "data"}
+        value = override.partition("=")[2] if parsed.is_sweep_override() else _plain(parsed.value())
+        chosen |= {f"~{key}": None} if parsed.is_delete() else dict(flat(value, key))
+    untold = said if with_model_and_data else {*said, "model", "data"}
     named = {
         key: value
         for key, value in sorted(chosen.items(), key=lambda item: item[0].lstrip("~"))
@@ -131,7 +135,7 @@ def readable(overrides: Sequence[str], *, with_model_and_data: bool, longest: in
         and key not in untold
         and not (key == "trainer" and str(value) in _DEVICES)
     }
-    ends = _endings([key.lstrip("~") for key in named])
+    ends = endings([key.lstrip("~") for key in named])
     words = [
         f"no-{end}" if key[0] == "~" else f"{end}-{_word(named[key])}" for key, end in zip(named, ends, strict=True)
     ]
@@ -151,7 +155,7 @@ def _plain(value: Any) -> Any:
     return {str(key): _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
-def _endings(keys: Sequence[str]) -> list[str]:
+def endings(keys: Sequence[str]) -> list[str]:
     """Of each key the fewest last parts that no other key ends in."""
     parts = [re.split(r"[./@]", key) for key in keys]
     found = []

@@ -73,6 +73,7 @@ def prepare_process() -> None:
         os.getcwd()
     except OSError:
         raise UserError("the working directory is gone: change to a folder that exists") from None
+    is_leader()  # whether the environment says it at all
 
 
 @contextmanager
@@ -84,6 +85,7 @@ def job_environment(cfg: DictConfig) -> Iterator[None]:
     keep_freed_memory()
     before = {name: os.environ.get(name) for name in _JOB_VARIABLES}
     if not is_leader():
+        logging.getLogger().handlers.clear()  # the log of the run is rank 0's
         _print_to_file(Path(cfg.run_dir))
     left = _follow_leader()
     try:

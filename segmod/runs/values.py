@@ -79,7 +79,7 @@ _KEYS: dict[str, Any] = {
     "trainer.accelerator": Text,
     "trainer.devices": Literal[-1] | Count | Text | Annotated[list[Amount], MinLen(1)],
     "trainer.num_nodes": Count,
-    "trainer.strategy": Text,
+    "trainer.strategy": Text | dict[str, Any],
     "trainer.max_epochs": Literal[-1] | Count | None,
     "trainer.min_epochs": Amount | None,
     "trainer.max_steps": Steps,

@@ -126,6 +126,11 @@ class SegmentationModule(L.LightningModule):
 
     # -- Lightning ---------------------------------------------------------------------------------------------------
 
+    def configure_model(self) -> None:
+        """Divide the net among the processes where the trainer's strategy asks for it."""
+        if hasattr(self.trainer.strategy, "shard"):
+            self.trainer.strategy.shard(self.net)
+
     def setup(self, stage: str) -> None:
         """Start from ``init_from`` unless a checkpoint of this run is being resumed; compile if asked."""
         if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
@@ -306,7 +311,7 @@ class SegmentationModule(L.LightningModule):
         option = inspect.signature(self.optimizer).parameters.get("fused")
         # GradScaler with a fused optimiser unscales inside the step, where gradients can no longer be clipped
         clips_fp16 = self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val is not None
-        allowed = (
-            option is not None and option.default is None and self.device.type in ("cpu", "cuda") and not clips_fp16
-        )
+        is_divided = hasattr(self.trainer.strategy, "shard")  # for which torch has not all of them
+        allowed = option is not None and option.default is None and self.device.type in ("cpu", "cuda")
+        allowed = allowed and not clips_fp16 and not is_divided
         return {"fused": True} if allowed else {}

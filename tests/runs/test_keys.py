@@ -59,6 +59,7 @@ def test_these_keys_are_of_the_machine() -> None:
         "data.root", "data.dataset.root", "data.dataset.sbd_root", "data.num_workers", "data.download", "data.verify",
         "data.crops.cache_images",
         "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.benchmark",
+        "trainer.strategy._target_", "trainer.strategy.layer",
         "trainer.use_distributed_sampler", "trainer.default_root_dir",
         "callbacks.checkpoints.directory", "callbacks.checkpoints.every_n_steps",
     }  # fmt: skip
