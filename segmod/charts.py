@@ -183,6 +183,9 @@ def scatter_chart(
         axes.scatter([str(x) if are_words else x for x, _ in points], [y for _, y in points], color=OKABE_ITO[0])
         if not are_words and min(numbers) > 0 and max(numbers) >= 50 * min(numbers):
             axes.set_xscale("log")
+        if not are_words and len(set(numbers)) <= 6:
+            axes.set_xticks(sorted(set(numbers)), [f"{x:.3g}" for x in sorted(set(numbers))])
+            axes.minorticks_off()
         axes.tick_params(axis="x", labelrotation=35 if are_words else 0)
         axes.set_xlabel(xlabel)
         _dress(figure, axes, "", ylabel if axes is places[0] else "", legend=False)
