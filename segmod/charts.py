@@ -164,6 +164,35 @@ def line_chart(
     _save(figure, path)
 
 
+def scatter_chart(
+    panels: Mapping[str, Sequence[tuple[float | str, float]]], path: Path | str, title: str, ylabel: str
+) -> None:
+    """Points in panels side by side with one y axis; numbers that span decades are spaced by their log.
+
+    Args:
+        panels: By what the positions are: the points (x, y).
+        path: PNG to write.
+        title: Heading.
+        ylabel: What the heights are, with their unit.
+    """
+    figure = Figure(figsize=(1 + 3.6 * len(panels), 4.2), dpi=120, layout="constrained")
+    places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (xlabel, points) in zip(places, panels.items(), strict=True):
+        numbers = [x for x, _ in points if not isinstance(x, str)]
+        are_words = len(numbers) < len(points)
+        axes.scatter([str(x) if are_words else x for x, _ in points], [y for _, y in points], color=OKABE_ITO[0])
+        if not are_words and min(numbers) > 0 and max(numbers) >= 50 * min(numbers):
+            axes.set_xscale("log")
+        if not are_words and len(set(numbers)) <= 6:
+            axes.set_xticks(sorted(set(numbers)), [f"{x:.3g}" for x in sorted(set(numbers))])
+            axes.minorticks_off()
+        axes.tick_params(axis="x", labelrotation=35 if are_words else 0)
+        axes.set_xlabel(xlabel)
+        _dress(figure, axes, "", ylabel if axes is places[0] else "", legend=False)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
 def curves(panels: Mapping[str, Mapping[str, Curve]], path: Path | str, xlabel: str) -> None:
     """Lines of several series in panels side by side, each with positions of its own.
 

@@ -37,7 +37,7 @@ _PATTERNS = {
         r"|data\.(.+\.)?(num_workers|pin_memory|download|verify|cache_images)"
         r"|(inference|model\.predictor)\.(.+\.)?batch_size"
         r"|trainer\.(accelerator|devices|num_nodes|strategy(\..+)?|benchmark|use_distributed_sampler|default_root_dir)"
-        r"|callbacks\.checkpoints\.(directory|every_n_steps)"
+        r"|callbacks\.(checkpoints\.(directory|every_n_steps)|prune\.sweep)"
         # how segmod-benchmark measures
         r"|what|size|batch|device|precision|channels_last|compile|threads|steps|passes|warmup|rounds|against|output"
     ),

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from segmod.ground.errors import UserError, one_line
-from segmod.ground.files import read_text, replace_text, writing
+from segmod.ground.files import read_text, replace_text
 from segmod.ground.printing import print_table, short_path, write_records
 from segmod.runs.folders import Run
 from segmod.runs.keys import endings
@@ -128,6 +128,8 @@ def _conclude() -> list[Row]:
 
 def show(folder: Path, rows: Sequence[Row]) -> None:
     """Print the table of a multirun, and write it as ``jobs.csv``, with the chart ``jobs.png``, into its folder."""
+    from segmod import charts  # here, so that --help needs no matplotlib
+
     values = varied(rows)
     names = endings(list(values))
     metrics = [key for key in _METRICS if any(row["metrics"].get(key) is not None for row in rows)]
@@ -159,14 +161,11 @@ def show(folder: Path, rows: Sequence[Row]) -> None:
         ],
     )
     places = dict(zip(names, values.values(), strict=True)) or {"job": list(range(len(rows)))}
-    draw(
-        folder / "jobs.png",
-        folder.name,
-        {
-            key: [(column[rows.index(row)], 100 * row["metrics"]["val/miou"]) for row in done]
-            for key, column in places.items()
-        },
-    )
+    panels = {
+        key: [(column[rows.index(row)], 100 * row["metrics"]["val/miou"]) for row in done]
+        for key, column in places.items()
+    }
+    charts.scatter_chart(panels, folder / "jobs.png", folder.name, "val mIoU (%)")
     console.print(f"written: {short_path(folder)}/jobs.{{csv,png}}", soft_wrap=True)
 
 
@@ -175,31 +174,6 @@ def varied(rows: Sequence[Row]) -> dict[str, list[Value]]:
     given = [dict(word.lstrip("+").split("=", 1) for word in row["overrides"] if "=" in word) for row in rows]
     keys = dict.fromkeys(key for one in given for key in one)
     return {key: [_value(one.get(key)) for one in given] for key in keys if len({one.get(key) for one in given}) > 1}
-
-
-def draw(path: Path, title: str, panels: Mapping[str, Sequence[tuple[Value, float]]]) -> None:
-    """Draw mIoU against each key, side by side; words stand beside each other, numbers over decades by their log."""
-    from matplotlib.figure import Figure
-
-    from segmod.charts import OKABE_ITO
-
-    figure = Figure(figsize=(1 + 3.6 * len(panels), 4.2), dpi=120, layout="constrained")
-    places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (key, points) in zip(places, panels.items(), strict=True):
-        numbers = [x for x, _ in points if isinstance(x, int | float)]
-        are_words = len(numbers) < len(points)
-        axes.scatter([str(x) if are_words else x for x, _ in points], [y for _, y in points], color=OKABE_ITO[0])
-        if not are_words and min(numbers) > 0 and max(numbers) >= 50 * min(numbers):
-            axes.set_xscale("log")
-        axes.tick_params(axis="x", labelrotation=35 if are_words else 0)
-        axes.set_xlabel(key)
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    places[0].set_ylabel("val mIoU (%)")
-    figure.suptitle(title, fontsize=11)
-    with writing(path):
-        figure.savefig(path, format="png")
 
 
 def _value(text: str | None) -> Value:
