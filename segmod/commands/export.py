@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from segmod import __version__
-from segmod.ground.errors import UserError, require
+from segmod.ground.errors import UserError, reason, require
 from segmod.ground.files import replace_text, replacing, require_writable
 from segmod.ground.printing import markdown, print_table, short_path
 from segmod.ground.types import labels_of
@@ -130,8 +130,11 @@ def compare(net: nn.Module, exported: Exported, output: Output, precision: str) 
         size = exported.size or (max(height, exported.least), max(width, exported.least))
         coarse = torch.rand(count, 3, 9, 9, generator=torch.Generator().manual_seed(height)) * 255
         image = resize(coarse, size).round().to(torch.uint8)  # as smooth as a photograph
-        logits, given = net(image), exported.run(image)
-        difference, equal = apart(logits, given, output)
+        try:
+            given = exported.run(image)
+        except Exception as error:  # of onnxruntime, or what a program asserts
+            return lines, f"cannot be run on {count} x {size[0]} x {size[1]} pixels ({reason(error)})"
+        difference, equal = apart(net(image), given, output)
         lines.append([f"{count} x {size[0]} x {size[1]}", f"{difference:.1e}", f"{100 * equal:.2f}"])
         if precision == "fp32" and not difference <= TOLERANCE:
             fault = fault or f"differs from the net by {difference:.1e} at {size[0]} x {size[1]} pixels"
