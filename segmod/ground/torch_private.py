@@ -83,7 +83,7 @@ def free_sizes() -> AbstractContextManager[None]:
 
 
 def sizes_asserted(program: ExportedProgram) -> Callable[[tuple[int, int]], bool]:
-    """Whether what an exported program asserts of its first input, an image (B, 3, H, W), holds for a size (H, W)."""
+    """Whether what a program asserts of its first input, images (B, 3, H, W), holds for two of a size (H, W)."""
     import sympy
 
     nodes = list(program.graph.nodes)
@@ -95,7 +95,7 @@ def sizes_asserted(program: ExportedProgram) -> Callable[[tuple[int, int]], bool
     claims = {value.node.expr for value in found if isinstance(value, torch.SymBool)}
 
     def hold(size: tuple[int, int]) -> bool:
-        given = {s: sympy.Integer(n) for s, n in zip(symbols, (1, 3, *size), strict=True) if s is not None}
+        given = {s: sympy.Integer(n) for s, n in zip(symbols, (2, 3, *size), strict=True) if s is not None}
         in_range = all(given[s] in bounds for s, bounds in program.range_constraints.items() if s in given)
         return in_range and all(claim.xreplace(given) == sympy.true for claim in claims)
 

@@ -99,9 +99,13 @@ def as_program(net: nn.Module, output: Output = "logits", size: Size | None = No
 
 
 def as_onnx(program: ExportedProgram, output: Output, precision: Literal["fp32", "fp16"] = "fp32") -> Any:
-    """The ONNX model of a program, an ``onnx.ModelProto``; fp16 rounds its weights and computes in half precision."""
+    """The ONNX model of a program, an ``onnx.ModelProto``; fp16 rounds its weights and computes in half precision.
+
+    Raises:
+        UserError: ONNX has no form for what the net does.
+    """
     require_package("onnxscript")
-    with _quietly():
+    with _quietly(), _told("this net cannot be made ONNX", "give size=[H,W], or take format=pt2"):
         converted = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=["image"], output_names=[output], external_data=False
         )
@@ -127,6 +131,9 @@ def quantised(model: Any, images: Sequence[Tensor]) -> Any:
     Args:
         model: In float32.
         images: uint8 (1, 3, H, W) each.
+
+    Raises:
+        UserError: onnxruntime cannot do that with this model, or not with images of these sizes.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -139,7 +146,8 @@ def quantised(model: Any, images: Sequence[Tensor]) -> Any:
             image = next(self.rest, None)
             return None if image is None else {"image": image.numpy()}
 
-    with tempfile.TemporaryDirectory() as folder, _quietly():
+    told = _told("precision=int8: this net cannot be quantised", "leave size= out, or take fp32 or fp16")
+    with tempfile.TemporaryDirectory() as folder, _quietly(), told:
         path = Path(folder) / "model.onnx"
         quantize_static(
             model,
@@ -170,6 +178,15 @@ def program_bytes(program: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
     with _quietly():
         torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
     return file.getvalue()
+
+
+@contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    """Make a line of whatever an exporter raises."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what} ({reason(error)}): {remedy}") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 
 import segmod
-from segmod.commands.export import apart
+from segmod.commands.export import apart, compare
 from segmod.ground.errors import UserError
+from segmod.nets.exported import Exported
 
 Command = Callable[..., int]
 QUICK = ("trainer=cpu", "trainer.enable_progress_bar=false", "data.num_workers=0", "pictures=0")
@@ -21,11 +23,12 @@ QUICK = ("trainer=cpu", "trainer.enable_progress_bar=false", "data.num_workers=0
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, command: Command, small: tuple[str, ...]) -> Path:
-    """A folder with a run called ``small``."""
+    """A folder with a run called ``small``, and a photo."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         assert command("train", *small, "name=small", "trainer=cpu", "trainer.max_epochs=3") == 0
+    Image.new("RGB", (50, 40), (200, 30, 30)).save(home / "photo.png")
     return home
 
 
@@ -64,7 +67,6 @@ def test_weights_with_their_card_are_a_run(here: Path, home: Path, command: Comm
         (("format=pt2", "precision=fp16"), "precision=fp16: format=pt2 has fp32 alone"),
         (("format=weights", "output=labels"), "format=weights holds the net as it is"),
         (("file=x.pt2",), "file=x.pt2: format=onnx needs a name that ends with .onnx"),
-        (("size=[0,32]",), "size=[0, 32]: give a list of 2, each a whole number, from 1"),
         (("format=weights", "file=runs"), "runs: holds something already"),
     ],
 )
@@ -86,13 +88,11 @@ def test_without_the_packages_a_line_says_what_to_install(
     assert command("export", "run=small") == 1
     assert "onnx is not installed, which ONNX files need: pip install 'segmod[export]'" in capfd.readouterr().err
     Path("x.onnx").write_bytes(b"")
-    assert command("evaluate", "run=x.onnx", *QUICK) == 1
+    assert command("predict", "run=x.onnx", "input=photo.png") == 1
     assert "pip install 'segmod[export]'" in capfd.readouterr().err
 
 
 def test_a_stranger_cannot_have_code_run(here: Path, command: Command, capfd: pytest.CaptureFixture[str]) -> None:
-    import zipfile
-
     legend = segmod.open("small").legend.as_plain()
     known = {
         "output": "logits",
@@ -103,8 +103,7 @@ def test_a_stranger_cannot_have_code_run(here: Path, command: Command, capfd: py
     }
     with zipfile.ZipFile("x.pt2", "w") as archive:
         archive.writestr("x/extra/segmod.json", json.dumps({**legend, **known}))
-    assert command("predict", "run=x.pt2", f"input={here}/pictures", "output=out") == 1
-    assert command("evaluate", "run=x.pt2", *QUICK) == 1
+    assert command("predict", "run=x.pt2", "input=photo.png", "output=out") == 1
     assert "if you trust it, add trust=all; an .onnx file needs no trust" in capfd.readouterr().err
 
 
@@ -117,6 +116,34 @@ def test_how_far_a_file_is_from_the_net() -> None:
     assert apart(logits, torch.ones(1, 1, 1, dtype=torch.uint8), "labels") == (0.5, 0.0)  # 2 is preferred to 1 by 1
     assert apart(logits, logits.softmax(1) + 0.1, "probabilities")[0] == pytest.approx(0.1, abs=1e-6)
     assert apart(logits, logits[..., :0], "logits")[0] == float("inf")
+
+
+class Doubled(Exported):
+    """A file that gives twice the logits of `net`, and refuses two images where it is told to."""
+
+    def __init__(self, refuses: bool = False, factor: float = 2.0) -> None:
+        super().__init__(Path("x"), {"classes": ["a", "b"], "output": "logits", "size": None, "least": 1})
+        self.refuses, self.factor = refuses, factor
+
+    def run(self, image: torch.Tensor) -> torch.Tensor:
+        if self.refuses and len(image) == 2:
+            raise RuntimeError("no such batch")
+        return self.factor * net(image)
+
+
+def net(image: torch.Tensor) -> torch.Tensor:
+    return image[:, :2].float()
+
+
+def test_what_is_wrong_with_a_file_is_told() -> None:
+    for precision in ("fp32", "fp16"):
+        lines, fault = compare(net, Doubled(factor=1.0), "logits", precision)
+        assert (len(lines), fault) == (4, "")
+    assert compare(net, Doubled(), "logits", "fp32")[1] == "differs from the net by 1.0e+00 at 160 x 224 pixels"
+    assert compare(net, Doubled(), "logits", "fp16")[1] == ""  # the labels are the same
+    assert "% of labels are those of the net" in compare(net, Doubled(factor=-1.0), "logits", "fp16")[1]
+    fault = compare(net, Doubled(refuses=True, factor=1.0), "logits", "fp32")[1]
+    assert fault == "cannot be run on 2 x 97 x 131 pixels (no such batch)"
 
 
 @pytest.mark.slow
