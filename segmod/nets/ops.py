@@ -275,7 +275,7 @@ class _ClassifyStrips(torch.autograd.Function):
         def descend(number: int, upstream: Tensor, image: int, rows: slice, columns: slice) -> None:
             """Go on from the gradient (pixels, D) of the responses to a map to that of its share and its own."""
             source = maps[number][image, :, rows, columns]
-            grad_shares[number] += upstream.T @ _pixels(source)
+            grad_shares[number] += (_pixels(source).T @ upstream).T
             if (own := grad_maps[number]) is not None:
                 own[image, :, rows, columns] = (upstream @ shares[number]).T.view_as(source)
 
@@ -285,7 +285,8 @@ class _ClassifyStrips(torch.autograd.Function):
                 for columns, where in strip.tiles:
                     tile, upstream = hidden[image, where], grad[image, :, strip.rows, columns].flatten(1)
                     grad_weight += upstream @ tile
-                    upstream = torch.ops.aten.threshold_backward(upstream.T @ weight, tile, 0)  # 0 where rectified
+                    upstream = upstream.T @ weight
+                    torch.ops.aten.threshold_backward.grad_input(upstream, tile, 0, grad_input=upstream)  # rectified: 0
                     wide[:, columns].flatten(1).addmm_(strip.block.T, upstream.view(len(strip.block), -1))
                     if ctx.whole:
                         descend(0, upstream, image, strip.rows, columns)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segmod.nets import ops
 from segmod.nets.ops import BilinearUpsample, bilinear_kernel, classify_resized, crop, resize
@@ -77,6 +78,27 @@ def test_classified_strips_are_two_linear_layers_on_resized_maps(align_corners, 
     expected.backward(upstream)
     for part, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(part.grad, other.grad, atol=1e-4, rtol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def test_without_a_gradient_the_hidden_layer_is_never_held():
+    # 2 x 400 x 20 pixels of 64 hidden channels would be 1 024 000 numbers; the maps have 16 000, the scores 48 000, and
+    # interpolating 200 rows to 400 takes 80 000 weights
+    maps, shares = [torch.randn(2, 4, 200, 10)], [torch.randn(64, 4)]
+    with torch.no_grad(), Largest() as largest:
+        classify_resized(maps, shares, torch.randn(64), (400, 20), torch.randn(3, 64), torch.randn(3))
+    assert largest.numbers == 80_000
 
 
 def test_antialiased_shrinking_weighs_every_pixel():
