@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segmod.ground.types import labels_of
@@ -49,6 +50,19 @@ def test_counts_as_torchmetrics_does(dtype: torch.dtype) -> None:
     metric.update(labels.to(dtype), mask.to(dtype))
     other.update(labels, mask)
     assert torch.equal(metric.compute(), other.compute())
+
+
+def test_counts_where_the_masks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a mode in which tensors have a device and no values, so that counting them needs a stand-in
+    monkeypatch.setattr(torch, "bincount", lambda pairs, minlength: pairs.new_zeros(minlength))
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            metric = SegmentationMetrics(3)
+        scores, mask = torch.randn(2, 3, 4, 4, device="cuda"), torch.zeros(2, 4, 4, dtype=torch.uint8)
+        metric.update(labels_of(scores), mask.to("cuda"))
+        assert metric.confmat.device.type == "cuda"
+        with pytest.raises(RuntimeError, match="different devices"):
+            metric.update(labels_of(scores), mask)
 
 
 def test_the_label_is_the_first_of_the_best_and_of_nan() -> None:
