@@ -178,8 +178,8 @@ class Hypercolumn(nn.Module):
         weight = self.hidden.weight / (self.std + _EPS)  # the standardisation, folded into the layer
         bias = self.hidden.bias - (weight * self.mean).sum(1)  # a sum stays in float32 under autocast
         shares = torch.split(weight, self.tap_channels, dim=1)
-        # taps of one size (by its text, for in an export it is a symbol) go through the layer as one map: the fewer maps
-        # to resize
+        # taps of one size go through the layer as one map: the fewer maps to resize (the size by its text, for in an
+        # export it is a symbol)
         same = groupby(zip(taps, shares, strict=True), key=lambda pair: tuple(map(str, pair[0].shape[2:])))
         merged = ([_joined(parts) for parts in zip(*pairs, strict=True)] for _, pairs in same)
         maps, columns = zip(*merged, strict=True)
