@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help setup quickstart test test-all check format lock clean
+.PHONY: help setup quickstart test test-all bench check format lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ test: setup  ## Run the tests
 
 test-all: setup  ## Run the tests, the slow ones too
 	$(BIN)/pytest $(WORKERS) -m ''
+
+bench: setup  ## Measure what docs/performance.md claims, in one table
+	$(BIN)/python benchmarks/table.py
 
 check: setup  ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmod.ground.memory import keep_freed_memory
-from segmod.measure import in_turns, peak_of
+from segmod.measure import in_turns, peak_of, ratio_in_turns, timed
 from segmod.nets.hypercolumn import Hypercolumn
 from segmod.nets.ops import resize
 
@@ -56,6 +56,37 @@ def step(net: Hypercolumn, head: Callable[[Hypercolumn, list[Tensor]], Tensor], 
 
 def four_images(name: str) -> Callable[[], None]:
     return partial(step, build(), HEADS[name], 4)
+
+
+def squeezenet() -> Hypercolumn:
+    """Hypercolumns on SqueezeNet, as conf/model/hypercolumn_squeezenet.yaml has them."""
+    torch.manual_seed(0)
+    fires = [f"features.{i}.{expand}" for i in (3, 4, 7, 9, 12) for expand in ("expand1x1", "expand3x3")]
+    return Hypercolumn(21, "squeezenet1_0", ["features.0", *fires]).eval()
+
+
+def forward(height: int, width: int) -> Callable[[], object]:
+    """A forward pass of SqueezeNet's hypercolumns over an image."""
+    net, image = squeezenet(), torch.randint(256, (1, 3, height, width), dtype=torch.uint8)
+    return torch.inference_mode()(lambda: net(image))
+
+
+def seconds(height: int, width: int) -> float:
+    return min(cpu for _, cpu in timed(forward(height, width), torch.device("cpu"), 5, 2))
+
+
+def mebibytes(height: int, width: int) -> float:
+    return peak_of(forward, height, width) / 2**20
+
+
+def growth() -> float:
+    """Time a pixel of an image of 2000 x 1500 over that of one of 500 x 375."""
+    return ratio_in_turns(forward(1500, 2000), forward(375, 500), 1) / 16
+
+
+def step_ratio() -> float:
+    net = build()
+    return ratio_in_turns(lambda: step(net, factored_head, 1), lambda: step(net, direct_head, 1), 3)
 
 
 def report(what: str, unit: str, direct: float, factored: float, goal: str) -> None:

@@ -21,7 +21,7 @@ from torchvision.models import resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.fcn import FCN, FCNHead
 
-from segmod.measure import flops, in_turns, saved_bytes
+from segmod.measure import flops, in_turns, ratio_in_turns, saved_bytes
 from segmod.nets.pyramid import DeepFeaturePyramid
 
 PAPER_TIME = (0.050, 0.059, 0.063, 0.086, 0.095, 0.098)  # s of a test pass, Chen et al., Table 1
@@ -80,6 +80,14 @@ def times(makers: dict[str, Callable[[], nn.Module]], size: int, batch: int, rou
     works = {f"{work.__name__} {kind}": partial(work, net) for kind, net in nets.items() for work in (train, test)}
     best = in_turns(works, rounds)
     return {kind: [best[f"train {kind}"][1], best[f"test {kind}"][1]] for kind in nets}
+
+
+def excess(size: int = 512) -> float:
+    """How much longer depth 5 takes than depth 0, over how many more operations it has."""
+    nets, image = [DeepFeaturePyramid(21, depth).eval() for depth in (5, 0)], torch.randn(1, 3, size, size)
+    works = [torch.inference_mode()(partial(net, image)) for net in nets]
+    deep, plain = (flops(work) for work in works)
+    return ratio_in_turns(*works, rounds=4) / (deep / plain)
 
 
 def main() -> None:

@@ -126,6 +126,22 @@ def in_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
     return {name: (min(wall), min(cpu)) for name, (wall, cpu) in clocks.items()}
 
 
+def ratio_in_turns(work: Callable[[], object], anchor: Callable[[], object], rounds: int) -> float:
+    """Median ratio of the CPU seconds of two works, in the order A B B A, after one run of each to warm up.
+
+    Args:
+        work: What is measured.
+        anchor: What it is compared with.
+        rounds: How often the order is gone through.
+    """
+    cpu = torch.device("cpu")
+    for run in (work, anchor):
+        run()
+    pairs = [(work, anchor), (anchor, work)] * rounds
+    seconds = [{run: timed(run, cpu, 1, 0)[0][1] for run in pair} for pair in pairs]
+    return median(pair[work] / pair[anchor] for pair in seconds)
+
+
 def spread(rounds: Iterable[Sequence[float]]) -> dict[str, float]:
     """Median, quartiles (linear between the values), extremes, mean and count of what several rounds measured."""
     values = list(chain(*rounds))

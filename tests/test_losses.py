@@ -1,7 +1,11 @@
 import math
+from contextlib import suppress
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from segmod.ground.errors import UserError
 from segmod.losses import OHEM, BalancedCrossEntropy, Dice, Focal, Lovasz, OneVsRest, Sum, weigh_classes
@@ -138,6 +142,19 @@ class TestEveryLoss:
         torch.testing.assert_close(whole, LOSSES[name](logits[:, :, 1:], mask[:, 1:]))
         logits[:, :, 0] = 1e4
         torch.testing.assert_close(whole, LOSSES[name](logits, mask))
+
+    def test_every_tensor_is_on_the_device_of_the_logits(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        # a mode in which tensors have a device and no values; so these two, which depend on values, need stand-ins
+        monkeypatch.setattr(torch, "bincount", lambda labels, minlength: labels.new_zeros(minlength))
+        monkeypatch.setattr(torch.Tensor, "unique", lambda labels: [0, 1, 2])
+        with FakeTensorMode(shape_env=ShapeEnv()) as mode:
+            state = {key: mode.from_tensor(part).to("cuda") for key, part in LOSSES[name].named_buffers()}
+            logits, mask = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
+            with suppress(GuardOnDataDependentSymNode):  # of OHEM, which looks how many pixels are hard
+                loss = functional_call(LOSSES[name], state, (logits.to("cuda"), mask.to("cuda")))
+                assert loss.device.type == "cuda"
+            with pytest.raises(RuntimeError, match="device"):
+                functional_call(LOSSES[name], state, (logits.to("cuda"), mask))
 
     def test_nothing_labelled_costs_nothing_and_has_a_gradient(self, name: str) -> None:
         logits = torch.randn(1, 3, 2, 2, requires_grad=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torchmetrics.classification import MulticlassConfusionMatrix
 
+from segmod.ground.types import labels_of
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
 
 # Rows of the result table of Noh et al. 2015 (table 1, VOC2012 test): IoU in percent of the 21 classes, background
@@ -36,6 +39,44 @@ def test_counts_rows_of_truth_and_leaves_void_out() -> None:
     confusion = metric.compute()
     assert confusion.dtype == torch.int64
     assert torch.equal(confusion, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_counts_as_torchmetrics_does(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels, mask = (torch.randint(5, (3, 9, 7), generator=generator) for _ in range(2))
+    mask[torch.rand(mask.shape, generator=generator) < 0.2] = 255
+    metric, other = SegmentationMetrics(5), MulticlassConfusionMatrix(5, ignore_index=255)
+    metric.update(labels.to(dtype), mask.to(dtype))
+    other.update(labels, mask)
+    assert torch.equal(metric.compute(), other.compute())
+
+
+def test_counts_where_the_masks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a mode in which tensors have a device and no values, so that counting them needs a stand-in
+    monkeypatch.setattr(torch, "bincount", lambda pairs, minlength: pairs.new_zeros(minlength))
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            metric = SegmentationMetrics(3)
+        scores, mask = torch.randn(2, 3, 4, 4, device="cuda"), torch.zeros(2, 4, 4, dtype=torch.uint8)
+        metric.update(labels_of(scores), mask.to("cuda"))
+        assert metric.confmat.device.type == "cuda"
+        with pytest.raises(RuntimeError, match="different devices"):
+            metric.update(labels_of(scores), mask)
+
+
+def test_the_label_is_the_first_of_the_best_and_of_nan() -> None:
+    nan, inf = float("nan"), float("inf")
+    columns = [[1, 3, 3, 2], [0, 0, 0, 0], [-inf, -inf, -1, -inf], [4, 3, 5, 5], [-inf] * 4, [inf, 2, inf, 3]]
+    scores = torch.tensor(columns).T.reshape(1, 4, 2, 3)
+    assert labels_of(scores).flatten().tolist() == [1, 0, 2, 2, 0, 0]
+    scores = torch.tensor([*columns[:3], [1, nan, 9, nan], [2, 1, nan, inf], [nan] * 4]).T.reshape(1, 4, 2, 3)
+    assert labels_of(scores).flatten().tolist() == [1, 0, 2, 1, 2, 0]
+    many = torch.randn(2, 300, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for classes in (1, 21, 256, 300):  # 256: the most that a byte can tell
+        found = labels_of(many[:, :classes])
+        assert found.dtype == torch.int64
+        assert torch.equal(found, many[:, :classes].argmax(1))
 
 
 def test_an_image_without_truth_counts_nothing() -> None:

@@ -24,6 +24,9 @@ _CROP_POOL4 = 5
 _CROP_POOL3 = 9
 _SKIPS = {16: "pool4", 8: "pool3"}
 _POOLS = ("features.16", "features.23", "features.30")  # pool3, pool4 and pool5 of torchvision's VGG-16
+# Of the border's 100 pixels conv1_1 is given 8, pool1 makes 20 of them, pool2 52 and pool3 100: see `_WideningPool`.
+_BORDER = 8
+_WIDENED = {"4": (1, (20 - 8) // 2), "9": (2, (52 - 20) // 4), "16": (3, (100 - 52) // 8)}  # features: (ring, times)
 
 
 class FCN(nn.Module):
@@ -87,11 +90,13 @@ class FCN(nn.Module):
             self._transplant(backbone, weights, width, border=padding == "border", learned=learn_upsample)
             return
         self.backbone = feature_maps("vgg16", _POOLS, weights, width)
+        if self.border:
+            self.backbone.get_submodule("features.0").padding = (_BORDER, _BORDER)  # type: ignore[assignment]
+            for pool, (ring, times) in _WIDENED.items():
+                self.backbone.get_submodule("features").add_module(pool, _WideningPool(ring, times))
         for layer in self.backbone.modules():
             if isinstance(layer, nn.MaxPool2d):
                 layer.ceil_mode = True  # as Caffe's do
-        if self.border:
-            self.backbone.get_submodule("features.0").padding = (100, 100)  # type: ignore[assignment]
         pool3, pool4, pool5, fc7 = (scaled(channels, width) for channels in (256, 512, 512, 4096))
         self.fc6 = nn.Conv2d(pool5, fc7, 7, padding=0 if self.border else 3)
         self.fc7 = nn.Conv2d(fc7, fc7, 1)
@@ -181,6 +186,39 @@ class FCN(nn.Module):
         if self.border:  # the map of the larger border is cut to what the unpadded fc6 left over
             return coarse + crop(skip, offset, (coarse.shape[2], coarse.shape[3]))
         return crop(coarse, 1, (skip.shape[2], skip.shape[3])) + skip
+
+
+class _WideningPool(nn.MaxPool2d):
+    """Pooling that makes a border around its map as wide as it would be, had the layers before been given all of it.
+
+    In a border of zeros around the image these layers find the same everywhere, but near the image and at the outer
+    edge, as far as their kernels reach. So they can be given a narrow border, and one row and one column at each side,
+    which lie between both, stand for all that are missing: their values are those of the wide border, and so are the
+    gradients.
+
+    From the outer edge, 1 row of pool1 is another, since conv1_2 pads its input; then 2 of pool2, for conv2_1 and
+    conv2_2 add one each and pooling halves 3, and 3 of pool3. Row 1 of pool1 sees nothing of the image if the border is
+    8 pixels wide, row 2 of pool2 if it is 20, row 3 of pool3 if it is 52; row 3 of pool4 would need 108.
+
+    Args:
+        ring: The row and the column that are repeated, counted from each side.
+        times: How often, besides being there.
+    """
+
+    def __init__(self, ring: int, times: int) -> None:
+        super().__init__(2, 2)
+        self.ring = ring
+        self.times = times
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Pool maps (B, C, h, w) to (B, C, h / 2 + 2 times, w / 2 + 2 times), rounded up."""
+        pooled: Tensor = super().forward(maps)
+        for dim in (2, 3):
+            start, stop = self.ring, pooled.shape[dim] - self.ring
+            first, inner, last = torch.split(pooled, [start, stop - start, start], dim)
+            before, after = (inner.narrow(dim, at, 1) for at in (0, stop - start - 1))
+            pooled = torch.cat([first, *[before] * self.times, inner, *[after] * self.times, last], dim)
+        return pooled
 
 
 def _score(channels: int, num_classes: int) -> nn.Conv2d:

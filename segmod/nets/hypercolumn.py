@@ -178,20 +178,13 @@ class Hypercolumn(nn.Module):
         weight = self.hidden.weight / (self.std + _EPS)  # the standardisation, folded into the layer
         bias = self.hidden.bias - (weight * self.mean).sum(1)  # a sum stays in float32 under autocast
         shares = torch.split(weight, self.tap_channels, dim=1)
-        # On a CPU one image at a time: gradients at the image's size then exist for one image, not for the batch.
-        whole = taps[0].device.type != "cpu" or torch.compiler.is_exporting()
-        groups = [taps] if whole else zip(*(torch.split(tap, 1) for tap in taps), strict=True)
-        scores = []
-        for group in groups:
-            # taps of one size (by its text, for in an export it is a symbol) go through the layer as one map: the fewer
-            # maps to resize
-            same = groupby(zip(group, shares, strict=True), key=lambda pair: tuple(map(str, pair[0].shape[2:])))
-            merged = [[torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True)] for _, pairs in same]
-            responses = [_linear(tap, share) for tap, share in merged]
-            responses[-1] = responses[-1] + bias.to(responses[-1].dtype)  # interpolation leaves constants as they are
-            score = self.score.weight, self.score.bias
-            scores.append(classify_resized(responses, size, *score, align_corners=self.align_corners))
-        return self._rectify(torch.cat(scores))
+        # taps of one size go through the layer as one map: the fewer maps to resize (the size by its text, for in an
+        # export it is a symbol)
+        same = groupby(zip(taps, shares, strict=True), key=lambda pair: tuple(map(str, pair[0].shape[2:])))
+        merged = ([_joined(parts) for parts in zip(*pairs, strict=True)] for _, pairs in same)
+        maps, columns = zip(*merged, strict=True)
+        scores = classify_resized(maps, columns, bias, size, self.score.weight, self.score.bias, self.align_corners)
+        return self._rectify(scores)
 
     def _rectify(self, scores: Tensor) -> Tensor:
         return F.relu(scores) if self.score_relu else scores
@@ -224,7 +217,6 @@ def _mix(scores: Tensor, weights: Tensor, dim: int) -> Tensor:
     return torch.logsumexp(log_p + weights.log().unsqueeze(dim + 1), dim)
 
 
-def _linear(maps: Tensor, weight: Tensor) -> Tensor:
-    """Apply weights (D, C) to every pixel of maps (B, C, H, W): (B, H, W, D), of one image without copying the maps."""
-    pixels = maps.permute(0, 2, 3, 1)
-    return F.linear(pixels.flatten(0, 2), weight).view(*pixels.shape[:3], -1)
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors put together along the channels; a single one is not copied."""
+    return torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]

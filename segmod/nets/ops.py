@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -181,91 +182,211 @@ class BilinearUpsample(nn.Module):
 
 
 def classify_resized(
-    maps: Sequence[Tensor], size: tuple[int, int], weight: Tensor, bias: Tensor, align_corners: bool = False
+    maps: Sequence[Tensor],
+    shares: Sequence[Tensor],
+    hidden_bias: Tensor,
+    size: tuple[int, int],
+    weight: Tensor,
+    bias: Tensor,
+    align_corners: bool = False,
 ) -> Tensor:
-    """Resize maps bilinearly to one size, add them, rectify the sum and put a linear layer on every pixel.
+    """Two linear layers with a ReLU between them on every pixel of maps that are resized bilinearly to one size.
 
-    On a CPU this is bound by memory, so it is done in strips of rows: all maps are added to a strip, and the strip is
-    rectified and classified, while it is in the cache; likewise the gradient. Elsewhere maps are resized one by one.
+    The first layer is applied to each map at its own size, and its responses are resized and added, for resizing is
+    linear, too. On a CPU this is bound by memory, so it is done in strips of rows, and these in tiles that stay in the
+    cache; likewise the gradient. What it holds besides maps and scores does not grow with the height, unless a gradient
+    is to follow: for that, the hidden layer is kept.
 
     Args:
-        maps: (B, h_i, w_i, C) each, contiguous. The first may be overwritten.
-        size: (H, W) of the sum, in pixels.
-        weight: (K, C) of the linear layer.
-        bias: (K,) of the linear layer.
+        maps: (B, C_i, h_i, w_i) each.
+        shares: (D, C_i) each: those columns of the first layer's weight that are for this map.
+        hidden_bias: (D,) of the first layer.
+        size: (H, W) of the scores, in pixels.
+        weight: (K, D) of the second layer.
+        bias: (K,) of the second layer.
         align_corners: As in `resize`.
 
     Returns:
         (B, K, H, W).
     """
-    upright = [part.permute(0, 3, 1, 2) for part in maps]
-    if maps[0].device.type != "cpu" or torch.compiler.is_exporting():
-        total = torch.stack([resize(part, size, align_corners) for part in upright]).sum(0)
+    if maps[0].device.type != "cpu" or torch.compiler.is_compiling():
+        parts = zip(maps, shares, [None] * (len(maps) - 1) + [hidden_bias], strict=True)
+        responses = [F.conv2d(part, share[:, :, None, None], own) for part, share, own in parts]
+        total = torch.stack([resize(response, size, align_corners) for response in responses]).sum(0)
         return F.conv2d(F.relu(total), weight[:, :, None, None], bias)
-    wide = [resize(part, (part.shape[2], size[1]), align_corners).permute(0, 2, 3, 1).contiguous() for part in upright]
-    linear = [part.to(maps[0].dtype) for part in (weight, bias)]  # under autocast the maps are bfloat16
-    scores: Tensor = _ClassifyHeights.apply(size[0], align_corners, *linear, *wide)  # type: ignore[no-untyped-call]
+    # the bias becomes the share of a channel of ones: interpolation leaves constants as they are
+    maps = [*maps[:-1], torch.cat([maps[-1], torch.ones_like(maps[-1][:, :1])], dim=1)]
+    shares = [*shares[:-1], torch.cat([shares[-1], hidden_bias[:, None]], dim=1)]
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else maps[0].dtype
+    inputs = [part.to(dtype) for part in (weight, bias, *shares, *maps)]
+    keep = torch.is_grad_enabled()
+    scores: Tensor = _ClassifyStrips.apply(size, align_corners, keep, *inputs)  # type: ignore[no-untyped-call]
     return scores
 
 
-class _ClassifyHeights(torch.autograd.Function):
-    """`classify_resized` for maps (B, h_i, W, C): heights are resized by bands of the interpolation matrix."""
+class _ClassifyStrips(torch.autograd.Function):
+    """`classify_resized` on a CPU, of maps and shares that hold the bias.
+
+    The rows of a map that a strip needs wait in ``wide``, resized to the width, in slots that later rows take over; so
+    each row is made once, and one product of a strip's weights with all slots resizes and adds all maps.
+    """
 
     @staticmethod
-    def forward(ctx: Any, height: int, align_corners: bool, weight: Tensor, bias: Tensor, *maps: Tensor) -> Tensor:
-        first = maps[0]
-        in_place = first.shape[1] == height
-        # ``data`` and not the input itself: autograd would copy the gradient of an input that is a view and overwritten
-        hidden = first.data if in_place else first.new_empty(len(first), height, *first.shape[2:])
-        bands = [_bands(part.shape[1], height, align_corners, part) for part in maps[in_place:]]
-        scores = hidden.new_empty(len(hidden), len(weight), *hidden.shape[1:3])
-        for image, index, rows in _strips(hidden):
-            strip = hidden[image, rows]
-            for position, (part, band) in enumerate(zip(maps[in_place:], bands, strict=True)):
-                inputs, block = band[index]
-                strip.flatten(1).addmm_(block, part[image, inputs].flatten(1), beta=float(in_place or position > 0))
-            pixels = strip.relu_().flatten(0, 1)
-            scores[image, :, rows] = torch.addmm(bias[:, None], weight, pixels.T).view(-1, *strip.shape[:2])
-        ctx.save_for_backward(weight, hidden)
-        ctx.in_place, ctx.bands, ctx.heights = in_place, bands, [part.shape[1] for part in maps[in_place:]]
+    def forward(
+        ctx: Any, size: tuple[int, int], align_corners: bool, keep: bool, weight: Tensor, bias: Tensor, *rest: Tensor
+    ) -> Tensor:
+        shares, maps = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        whole = tuple(maps[0].shape[2:]) == tuple(size)  # then the first map is not resized, but added tile by tile
+        images, depth = len(maps[0]), len(weight[0])
+        strips = _strips([part.shape[2] for part in maps[whole:]], size, depth, align_corners, weight)
+        wide = weight.new_zeros(strips[0].block.shape[1], size[1], depth)
+        pixels = size[0] * size[1] if keep else max(where.stop - where.start for _, where in strips[0].tiles)
+        hidden = weight.new_empty(images if keep else 1, pixels, depth)
+        scores = weight.new_empty(images, len(weight), *size)
+        for image in range(images):
+            for strip in strips:
+                for part, share, pieces in zip(maps[whole:], shares[whole:], strip.first, strict=True):
+                    for rows, slots in pieces:
+                        source = part[image, :, rows]
+                        response = (_pixels(source) @ share.T).view(*source.shape[1:], depth)
+                        _widen(response, wide[slots], align_corners)
+                for columns, where in strip.tiles:
+                    tile = hidden[image, where] if keep else hidden[0, : where.stop - where.start]
+                    torch.mm(strip.block, wide[:, columns].flatten(1), out=tile.view(len(strip.block), -1))
+                    if whole:
+                        tile.addmm_(_pixels(maps[0][image, :, strip.rows, columns]), shares[0].T)
+                    found = torch.addmm(bias[:, None], weight, tile.relu_().T)
+                    scores[image, :, strip.rows, columns] = found.view(len(weight), len(strip.block), -1)
+        ctx.save_for_backward(weight, hidden, *rest)
+        ctx.whole, ctx.strips, ctx.align_corners = whole, strips, align_corners
         return scores
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, hidden = ctx.saved_tensors
-        grad_weights = []
-        grad_first = [torch.empty_like(hidden)] if ctx.in_place else []
-        grads = [hidden.new_zeros(len(hidden), height, *hidden.shape[2:]) for height in ctx.heights]
-        for image, index, rows in _strips(hidden):
-            strip, upstream = hidden[image, rows], grad[image, :, rows].flatten(1)
-            grad_weights.append(upstream @ strip.flatten(0, 1))
-            grad_strip = (upstream.T @ weight).view_as(strip).mul_(strip.sign())  # 0 where rectified
-            if ctx.in_place:
-                grad_first[0][image, rows] = grad_strip
-            for part, band in zip(grads, ctx.bands, strict=True):
-                inputs, block = band[index]
-                part[image, inputs].flatten(1).addmm_(block.T, grad_strip.flatten(1))
-        return None, None, torch.stack(grad_weights).sum(0), grad.sum((0, 2, 3)), *grad_first, *grads
+        weight, hidden, *rest = ctx.saved_tensors
+        shares, maps = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        exact = torch.promote_types(weight.dtype, torch.float32)  # sums of many parts are not left to bfloat16
+        grad_weight, *grad_shares = (torch.zeros_like(part, dtype=exact) for part in (weight, *shares))
+        wanted = ctx.needs_input_grad[-len(maps) :]
+        grad_maps = [torch.empty_like(part) if own else None for part, own in zip(maps, wanted, strict=True)]
+        wide = weight.new_zeros(ctx.strips[0].block.shape[1], grad.shape[3], len(weight[0]))
+
+        def descend(number: int, upstream: Tensor, image: int, rows: slice, columns: slice) -> None:
+            """Go on from the gradient (pixels, D) of the responses to a map to that of its share and its own."""
+            source = maps[number][image, :, rows, columns]
+            grad_shares[number] += (_pixels(source).T @ upstream).T
+            if (own := grad_maps[number]) is not None:
+                own[image, :, rows, columns] = (upstream @ shares[number]).T.view_as(source)
+
+        for image in range(len(grad)):
+            narrow = [weight.new_zeros(*part.shape[2:], len(weight[0])) for part in maps[ctx.whole :]]
+            for strip in ctx.strips:
+                for columns, where in strip.tiles:
+                    tile, upstream = hidden[image, where], grad[image, :, strip.rows, columns].flatten(1)
+                    grad_weight += upstream @ tile
+                    upstream = upstream.T @ weight
+                    torch.ops.aten.threshold_backward.grad_input(upstream, tile, 0, grad_input=upstream)  # rectified: 0
+                    wide[:, columns].flatten(1).addmm_(strip.block.T, upstream.view(len(strip.block), -1))
+                    if ctx.whole:
+                        descend(0, upstream, image, strip.rows, columns)
+                for own, pieces in zip(narrow, strip.last, strict=True):
+                    for rows, slots in pieces:
+                        own[rows] = _narrow(wide[slots], own.shape[1], ctx.align_corners)
+                        wide[slots] = 0
+            for number, own in enumerate(narrow, start=ctx.whole):
+                descend(number, own.flatten(0, 1), image, slice(None), slice(None))
+        return None, None, None, grad_weight, grad.sum((0, 2, 3)), *grad_shares, *grad_maps
 
 
-_ROWS = 8  # of a strip: of 2, 4, 8, 16 and 32 the fastest at 224 columns of 512 float32
+class _Strip(NamedTuple):
+    """Rows of the scores that are made together.
+
+    Attributes:
+        rows: Which.
+        block: (rows, slots), how much what lies in each slot counts for each row.
+        first: Of each map the rows that this strip is the first to need, in pieces, each with its slots.
+        last: Of each map the rows that this strip is the last to need, likewise.
+        tiles: Columns of each tile, and its place among the pixels of the image, tile after tile.
+    """
+
+    rows: slice
+    block: Tensor
+    first: list[list[tuple[slice, slice]]]
+    last: list[list[tuple[slice, slice]]]
+    tiles: list[tuple[slice, slice]]
 
 
-def _strips(maps: Tensor) -> Iterator[tuple[int, int, slice]]:
-    """Strips of rows of maps (B, H, W, C): (image, number of the strip, its rows)."""
-    for image in range(len(maps)):
-        for index, start in enumerate(range(0, maps.shape[1], _ROWS)):
-            yield image, index, slice(start, start + _ROWS)
+_TILE = 2**18  # numbers of the hidden layer, 1 MiB: of 2**16 to 2**20 the fastest
+_LEAST, _MOST = 8, 32  # rows of a strip: many calls if it is low, many weights of 0 if it is high
 
 
-def _bands(n: int, size: int, align_corners: bool, like: Tensor) -> list[tuple[slice, Tensor]]:
-    """Interpolation of n values to ``size``, for each strip of the outputs: (the inputs it needs, their weights)."""
-    one_hot = torch.eye(n, device=like.device).view(1, n, n, 1)
-    weights = resize(one_hot, (size, 1), align_corners).view(n, size).T.to(like.dtype)  # two neighbours in a row
-    bands = []
-    for block in torch.split(weights, _ROWS):
-        used = block.any(0).nonzero()
-        inputs = slice(int(used[0]), int(used[-1]) + 1)
-        bands.append((inputs, block[:, inputs]))
-    return bands
+def _strips(
+    heights: Sequence[int], size: tuple[int, int], depth: int, align_corners: bool, like: Tensor
+) -> list[_Strip]:
+    """The strips of an image (H, W) with a hidden layer of some depth, of maps with these heights."""
+    height, width = size
+    high = min(height, max(_LEAST, min(_MOST, _TILE // (width * depth))))
+    broad = max(1, _TILE // (high * depth))
+    spans = [slice(top, min(top + high, height)) for top in range(0, height, high)]
+    blocks = [like.new_empty(height, 0)]
+    first: list[list[list[tuple[slice, slice]]]] = [[] for _ in spans]
+    last: list[list[list[tuple[slice, slice]]]] = [[] for _ in spans]
+    for n in heights:
+        one_hot = torch.eye(n).view(1, n, n, 1)
+        weights = resize(one_hot, (height, 1), align_corners).view(n, height).T  # two neighbours in a row
+        some = (weights != 0).int()
+        starts = [int(some[rows.start].argmax()) for rows in spans]
+        stops = [n - int(some[rows.stop - 1].flip(0).argmax()) for rows in spans]
+        slots = max(stop - start for start, stop in zip(starts, stops, strict=True))
+        block = torch.zeros(height, slots)
+        for rows, start, stop in zip(spans, starts, stops, strict=True):
+            block[rows, torch.arange(start, stop) % slots] = weights[rows, start:stop]
+        offset = sum(part.shape[1] for part in blocks)
+        for at, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            first[at].append(_pieces(max(start, stops[at - 1] if at else 0), stop, slots, offset))
+            last[at].append(_pieces(start, min(stop, (*starts, n)[at + 1]), slots, offset))
+        blocks.append(block.to(like.dtype))
+    merged = torch.cat(blocks, 1)
+    strips = []
+    for at, rows in enumerate(spans):
+        tall = rows.stop - rows.start
+        tiles = [slice(left, min(left + broad, width)) for left in range(0, width, broad)]
+        places = [slice(*(rows.start * width + tall * side for side in (tile.start, tile.stop))) for tile in tiles]
+        strips.append(_Strip(rows, merged[rows], first[at], last[at], list(zip(tiles, places, strict=True))))
+    return strips
+
+
+def _pieces(start: int, stop: int, slots: int, offset: int) -> list[tuple[slice, slice]]:
+    """Rows of a map in pieces whose slots are in sequence: row r lies in slot offset + r mod slots."""
+    cuts = [start, *range(start // slots * slots + slots, stop, slots), stop]
+    return [(slice(a, b), slice(offset + a % slots, offset + a % slots + b - a)) for a, b in pairwise(cuts) if a < b]
+
+
+def _pixels(maps: Tensor) -> Tensor:
+    """Maps (C, h, w) as (h * w, C)."""
+    return maps.flatten(1).T
+
+
+def _widen(rows: Tensor, out: Tensor, align_corners: bool) -> None:
+    """Resize rows (h, w, D) to those of ``out``, (h, W, D)."""
+    if rows.shape == out.shape:
+        out.copy_(rows)
+    else:
+        torch.ops.aten.upsample_bilinear2d.out(_nchw(rows), out.shape[:2], align_corners, out=_nchw(out))
+
+
+def _narrow(rows: Tensor, width: int, align_corners: bool) -> Tensor:
+    """The gradient of `_widen`: of rows (h, W, D) to those of the width before, (h, width, D)."""
+    before = len(rows), width
+    if before == rows.shape[:2]:
+        return rows
+    grad = torch.ops.aten.upsample_bilinear2d_backward(
+        _nchw(rows), rows.shape[:2], (1, rows.shape[2], *before), align_corners
+    )
+    return grad[0].permute(1, 2, 0)  # type: ignore[no-any-return]
+
+
+def _nchw(rows: Tensor) -> Tensor:
+    """Rows (h, w, D) as a batch (1, D, h, w), a view."""
+    return rows[None].permute(0, 3, 1, 2)  # whose strides torch takes for channels last

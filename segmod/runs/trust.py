@@ -42,6 +42,7 @@ SAFE = frozenset(
         "segmod.inference.ensemble": "EnsemblePredictor",
         "segmod.inference.multiscale": "MultiScalePredictor",
         "segmod.inference.proposals": "ProposalPredictor",
+        "segmod.inference.sliding": "SlidingPredictor",
         "segmod.runs.trained": "member",
     }.items()
     for name in names.split()

@@ -93,8 +93,9 @@ class BoxwiseModule(SegmentationModule):
         if self.side is not None:
             size = (self.side, self.side)
             image, mask = resize(image.float(), size), nearest(mask, size)
-        # a predictor of several passes has no single answer for a box
-        logits = self._seen[0] if len(self._seen) == 1 else self.box_net.forward_boxes(image)
+        # a predictor of several passes or windows has no single answer for a box
+        single = [len(boxes) for boxes in self._seen] == [len(image)]
+        logits = self._seen[0] if single else self.box_net.forward_boxes(image)
         self.box_metrics.update(labels_of(logits), self._labels(mask))
         self._seen = []
         return labels
@@ -122,6 +123,7 @@ class _Recorder(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.num_classes = net.num_classes  # predictors ask for it
         self.seen: list[Tensor] = []
 
     def forward(self, image: Tensor) -> Tensor:

@@ -212,11 +212,13 @@ def test_large_images_are_scored_small_and_brought_back(run: Path, tmp_path: Pat
 def test_another_inference_changes_the_probabilities(run: Path, tmp_path: Path, photo: Image.Image) -> None:
     photo.save(tmp_path / "x.png")
     found = []
-    for choice in (["inference=dense"], ["inference=multiscale", "inference.scales=[1.5]"]):
+    scaled, sliding = ["inference=multiscale", "inference.scales=[1.5]"], ["inference=sliding", "inference.window=16"]
+    for choice in (["inference=dense"], scaled, sliding):
         output = tmp_path / choice[0]
         call("predict", f"run={run}", f"input={tmp_path}/x.png", f"output='{output}'", "probabilities=true", *choice)
         found.append(np.load(output / "probabilities" / "x.npz")["probabilities"])
     assert np.abs(found[0] - found[1]).max() > 1e-3
+    assert np.abs(found[0] - found[2]).max() > 1e-3
 
 
 @pytest.mark.parametrize(

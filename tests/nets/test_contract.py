@@ -5,6 +5,7 @@ So is the net that a user adds: the U-Net in tests/own_net, which has no more th
 
 import sys
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 UNET = Path(__file__).parents[1] / "own_net"
 FILES = {path.stem: path for conf in (UNET.parents[1] / "conf", UNET / "conf") for path in conf.glob("model/*.yaml")}
@@ -120,3 +123,28 @@ def test_channels_last_changes_nothing(net):
         expected = net(image(net))
         logits = net(image(net).contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_every_tensor_is_on_the_device_of_the_image(net):
+    size = size_for(net)
+    with FakeTensorMode() as mode, torch.no_grad():  # has a GPU's tensors without one, and refuses to mix devices
+        parts = chain(net.named_parameters(), net.named_buffers())
+        state = {name: mode.from_tensor(part).to("cuda") for name, part in parts}
+        logits = functional_call(net, state, (torch.empty(2, 3, *size, dtype=torch.uint8, device="cuda"),))
+    assert logits.device.type == "cuda"
+    assert logits.shape == (2, CLASSES, *size)
+
+
+def test_bfloat16_is_close_to_float32(net):
+    with torch.no_grad():
+        expected = net(image(net))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = net(image(net))
+    # 8 bits of mantissa, 2**-9 a rounding, through up to a hundred layers
+    assert (logits.float() - expected).std() < 0.05 * expected.std()
+
+
+@pytest.mark.slow
+def test_compiling_finds_no_break(net):
+    found = torch._dynamo.explain(net)(image(net))
+    assert found.graph_break_count == 0, found.break_reasons

@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,25 @@ def maps_of(net, *size):
 def test_the_border_leaves_room_for_the_unpadded_fc6():
     # 224 + 2 * 100 - 2 = 422; halved five times rounding up: 211, 106, 53, 27, 14; fc6 takes 6
     assert maps_of(small(8), 224, 224) == [(53, 53), (27, 27), (14, 14), (8, 8)]
+
+
+def test_a_border_made_wider_at_each_pooling_is_the_whole_border():
+    net = FCN(5, 8, width=0.05).double().eval()
+    for name, parameter in net.backbone.named_parameters():
+        nn.init.normal_(parameter, std=0.3 if name.endswith("bias") else (2 / parameter[0].numel()) ** 0.5)
+    plain = deepcopy(net.backbone)
+    plain.get_submodule("features.0").padding = (100, 100)
+    for index in ("4", "9", "16"):
+        plain.get_submodule("features").add_module(index, nn.MaxPool2d(2, 2, ceil_mode=True))
+    sizes = [(side, 7 * side % 32 + 1) for side in range(1, 33)]  # every remainder of 32 in both directions
+    for size in sizes:
+        image = torch.randn(1, 3, *size, dtype=torch.float64)
+        for found, expected in zip(net.backbone(image).values(), plain(image).values(), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+    for backbone in (net.backbone, plain):
+        sum((maps * maps.cos()).sum() for maps in backbone(image).values()).backward()
+    for (name, ours), theirs in zip(net.backbone.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-9, msg=name)
 
 
 def test_without_border_maps_have_the_size_over_the_stride_rounded_up():

@@ -1,7 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from segmod.nets import ops
 from segmod.nets.ops import BilinearUpsample, bilinear_kernel, classify_resized, crop, resize
 
 
@@ -49,25 +51,54 @@ def test_crop_keeps_the_window_that_starts_at_the_offset():
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-@pytest.mark.parametrize("shapes", [[(11, 9), (6, 5), (1, 1)], [(7, 7), (3, 4)], [(11, 9)], [(20, 30), (2, 2)]])
-def test_classified_strips_are_the_linear_layer_on_the_rectified_sum_of_resized_maps(align_corners, shapes):
+@pytest.mark.parametrize(
+    "shapes", [[(29, 9), (15, 5), (1, 1)], [(7, 7), (3, 4)], [(29, 9)], [(60, 30), (29, 4), (2, 2)], [(15, 9), (29, 9)]]
+)
+def test_classified_strips_are_two_linear_layers_on_resized_maps(align_corners, shapes, monkeypatch):
+    monkeypatch.setattr(ops, "_TILE", 8 * 4 * 3)  # strips of 8, 8, 8 and 5 rows, in tiles of 4, 4 and 1 columns
     torch.manual_seed(0)
-    size = (11, 9)  # a strip of eight rows, and one of three
-    maps = [torch.randn(2, *shape, 3) for shape in shapes]
-    inputs = [*maps, torch.randn(4, 3), torch.randn(4)]
+    size = (29, 9)
+    maps = [torch.randn(2, channels, *shape) for channels, shape in enumerate(shapes, start=2)]
+    shares = [torch.randn(3, part.shape[1]) for part in maps]
+    inputs = [*maps, *shares, torch.randn(3), torch.randn(4, 3), torch.randn(4)]
     ours = [part.clone().requires_grad_() for part in inputs]
     plain = [part.clone().requires_grad_() for part in inputs]
+    n = len(maps)
 
-    scores = classify_resized([part * 1 for part in ours[:-2]], size, ours[-2], ours[-1], align_corners)
-    total = sum(resize(part.permute(0, 3, 1, 2), size, align_corners) for part in plain[:-2]).permute(0, 2, 3, 1)
-    expected = F.linear(F.relu(total), plain[-2], plain[-1]).permute(0, 3, 1, 2)
+    scores = classify_resized(ours[:n], ours[n:-3], ours[-3], size, ours[-2], ours[-1], align_corners)
+    resized = torch.cat([resize(part, size, align_corners) for part in plain[:n]], dim=1).permute(0, 2, 3, 1)
+    hidden = F.relu(F.linear(resized, torch.cat(plain[n:-3], dim=1), plain[-3]))
+    expected = F.linear(hidden, plain[-2], plain[-1]).permute(0, 3, 1, 2)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(classify_resized(maps, shares, inputs[-3], size, *inputs[-2:], align_corners), scores)
 
     upstream = torch.randn_like(scores)
     scores.backward(upstream)
     expected.backward(upstream)
     for part, other in zip(ours, plain, strict=True):
-        torch.testing.assert_close(part.grad, other.grad, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(part.grad, other.grad, atol=1e-4, rtol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def test_without_a_gradient_the_hidden_layer_is_never_held():
+    # 2 x 400 x 20 pixels of 64 hidden channels would be 1 024 000 numbers; the maps have 16 000, the scores 48 000, and
+    # interpolating 200 rows to 400 takes 80 000 weights
+    maps, shares = [torch.randn(2, 4, 200, 10)], [torch.randn(64, 4)]
+    with torch.no_grad(), Largest() as largest:
+        classify_resized(maps, shares, torch.randn(64), (400, 20), torch.randn(3, 64), torch.randn(3))
+    assert largest.numbers == 80_000
 
 
 def test_antialiased_shrinking_weighs_every_pixel():

@@ -5,6 +5,7 @@ from torch import nn
 from segmod.ground.errors import UserError
 from segmod.inference.dense import DensePredictor
 from segmod.inference.multiscale import MultiScalePredictor
+from segmod.inference.sliding import SlidingPredictor
 from segmod.losses import OneVsRest
 from segmod.nets.ops import box_labels, resize
 from segmod.training.boxwise import BoxwiseModule
@@ -95,7 +96,7 @@ def batch():
 
 
 @pytest.mark.parametrize("side", [None, 4])
-@pytest.mark.parametrize("predictor", [None, DensePredictor(), MultiScalePredictor((1.0, 0.5))])
+@pytest.mark.parametrize("predictor", [None, DensePredictor(), SlidingPredictor(), MultiScalePredictor((1.0, 0.5))])
 def test_boxes_and_pixels_are_scored_apart(predictor, side, monkeypatch):
     scored = module(predictor=predictor, side=side)
     monkeypatch.setattr(scored, "log_dict", lambda values, **_: logged.update(values))
@@ -110,6 +111,13 @@ def test_boxes_and_pixels_are_scored_apart(predictor, side, monkeypatch):
     assert scored.further == {key: value for key, value in logged.items() if "box_" in key}
     scored.validation_step(batch(), 0)
     assert int(scored.box_metrics.compute().sum()) == 4  # counted anew
+
+
+def test_boxes_are_of_whole_images_whatever_windows_pixels_are_scored_by():
+    scored = module(predictor=SlidingPredictor((8, 6), batch_size=3))
+    scored.validation_step(batch(), 0)
+    assert scored.net.calls == 2  # three windows at once, and the image
+    assert scored.box_metrics.compute().trace() == 4  # every box is right, as above
 
 
 def test_the_mean_over_present_classes_leaves_absent_ones_out(monkeypatch):
