@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help setup quickstart test test-all check format lock clean
+.PHONY: help setup quickstart test test-all check docs format lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,10 +34,13 @@ test: setup  ## Run the tests
 test-all: setup  ## Run the tests, the slow ones too
 	$(BIN)/pytest $(WORKERS) -m ''
 
-check: setup  ## Check format, lint and types
+check: setup docs  ## Check format, lint, types and the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup  ## Build the documentation in build/docs, and check its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: setup  ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
