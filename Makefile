@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: help setup quickstart test test-all bench check format lock clean
+.PHONY: help setup quickstart test test-all bench check docs format lock clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,10 +37,13 @@ test-all: setup  ## Run the tests, the slow ones too
 bench: setup  ## Measure what docs/performance.md claims, in one table
 	$(BIN)/python benchmarks/table.py
 
-check: setup  ## Check format, lint and types
+check: setup docs  ## Check format, lint, types and the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup  ## Build the documentation in build/docs, and check its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: setup  ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
