@@ -59,7 +59,9 @@ def test_a_user_trains_evaluates_predicts_and_tabulates(segmod: Any, small: tupl
                 picture = next((run / "pictures").glob("**/*.png"))
                 (photos / "one.png").write_bytes(picture.read_bytes())
             continue
-        if name in ("app", "benchmark", "export", "proposals") or "study=skip_maps" in arguments:  # tested for themselves
+        if (
+            name in ("app", "benchmark", "export", "proposals") or "study=skip_maps" in arguments
+        ):  # tested for themselves
             continue
         arguments = [a.replace("RUN", f"'{run}'") for a in arguments]
         assert segmod(name, *arguments) == 0, line
