@@ -104,7 +104,8 @@ def as_map(node: fx.Node, image: fx.Node, shape: Sequence[int], net: nn.Module) 
 def _tokens_as_map(tokens: Tensor, image: Tensor, patch: tuple[int, int], prefix: int) -> Tensor:
     """Tokens (B, prefix + h w, C) of an image (B, 3, H, W) in patches as a map (B, C, h, w)."""
     rows, columns = ((side + part - 1) // part for side, part in zip(image.shape[2:], patch, strict=True))
-    return tokens[:, prefix:].transpose(1, 2).reshape(len(tokens), -1, rows, columns)
+    # not len(tokens), which an export takes for a constant
+    return tokens[:, prefix:].transpose(1, 2).reshape(tokens.shape[0], -1, rows, columns)
 
 
 def halvings(rows: int) -> int:
