@@ -43,7 +43,7 @@ class FCN(nn.Module):
     these are VGG-16's, and scores are resized bilinearly.
 
     Differs from the paper: with ``padding="same"``, the 100-pixel border is left out, and a training step
-    takes 0.55 of the time; scores near the edges of an image then differ.
+    takes 0.7 of the time; scores near the edges of an image then differ.
 
     Args:
         num_classes: Number of classes K.

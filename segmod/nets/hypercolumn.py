@@ -169,8 +169,7 @@ class Hypercolumn(nn.Module):
         return self
 
     def _taps(self, image: Tensor) -> list[Tensor]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            maps = self.backbone(self.normalise(image))
+        maps = self.backbone(self.normalise(image))
         return [maps[tap] for tap in self.taps]
 
     def _score_maps(self, taps: list[Tensor], size: tuple[int, int]) -> Tensor:
