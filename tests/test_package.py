@@ -56,7 +56,7 @@ def test_a_project_of_ones_own_works_with_the_wheel_alone(site: Path, tmp_path: 
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SLOW = {"03_skip_connections": pytest.mark.slow}  # half a minute; its study has tests of its own
+SLOW = dict.fromkeys(["02_train_and_predict", "03_skip_connections"], pytest.mark.slow)  # half a minute or more each
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=SLOW.get(p.stem, ())) for p in NOTEBOOKS])

@@ -174,9 +174,13 @@ def test_the_fused_optimiser_is_taken_where_gradients_can_be_clipped(
     precision: str, clip: float | None, fused: bool | None
 ) -> None:
     made = module()
-    made.trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip)  # type: ignore[assignment]
+    trainer = SimpleNamespace(precision=precision, gradient_clip_val=clip, strategy=SimpleNamespace())
+    made.trainer = trainer  # type: ignore[assignment]
     optimizer: Any = made.configure_optimizers()
     assert optimizer.defaults["fused"] is fused
+    trainer.strategy.shard = print  # a net that is divided among processes
+    optimizer = made.configure_optimizers()
+    assert optimizer.defaults["fused"] is None
 
 
 def test_the_config_decides_for_or_against_the_fused_optimiser(train: Train) -> None:
