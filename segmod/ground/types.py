@@ -93,7 +93,7 @@ def labels_of(scores: Tensor) -> Tensor:
     import torch
 
     scores = scores.detach()
-    if scores.device.type == "cpu" and scores.shape[1] <= 256:
+    if scores.device.type == "cpu" and scores.shape[1] <= 256 and not torch.compiler.is_compiling():
         best = scores[:, 0].clone()
         labels, wins = (torch.zeros(best.shape, dtype=kind) for kind in (torch.uint8, torch.bool))
         for label in range(1, scores.shape[1]):
