@@ -29,6 +29,11 @@ STAND_INS = Path(__file__).parent / "stand_ins"
 
 Command = Callable[..., int]
 
+# What starts the tests in the background makes them ignore these, and every process that they start.
+for _signum, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_signum) == signal.SIG_IGN:
+        signal.signal(_signum, _handler)
+
 
 @pytest.fixture(scope="module")
 def stand_ins() -> Iterator[None]:
