@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmod.ground.files import writing
+from segmod.ground.palettes import OKABE_ITO
 
 Curve = Sequence[tuple[float, float]]  # points (x, y)
 Tile = NDArray[np.uint8] | NDArray[np.float32] | None
 """uint8 (H, W, 3), RGB, shown as it is; float (H, W), shown from 0 to 1; None leaves its place empty."""
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from segmod.ground.files import writing
 from segmod.ground.palettes import VOC_PALETTE
-from segmod.ground.types import IGNORE_INDEX
+from segmod.ground.types import IGNORE_INDEX, fitted
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 Palette = NDArray[np.uint8]  # (256, 3), RGB
 Mask = NDArray[np.integer] | Tensor  # (H, W), labels and IGNORE_INDEX
 
 _SIDE = 340  # pixels of the longer side of a picture in a panel
-_MATTERS = 0.002  # share of the pixels from which on a class is in the legend
+MATTERS = 0.002
+"""Share of the pixels from which on a class is in a legend."""
 _GAP = 8
 
 
@@ -89,8 +90,7 @@ def panel(
         palette: Colours of the labels.
     """
     height, width = image.shape[:2]
-    factor = _SIDE / max(height, width)
-    size = max(1, round(factor * width)), max(1, round(factor * height))
+    size = fitted(height, width, _SIDE, enlarge=True)[::-1]
 
     def scaled(array: NDArray[np.uint8], how: Image.Resampling) -> NDArray[np.uint8]:
         return np.asarray(Image.fromarray(array).resize(size, how))
@@ -100,8 +100,7 @@ def panel(
     for title, mask in (("truth", truth), ("prediction", prediction)):
         if mask is not None:
             pictures[title] = overlay(shown, scaled(_labels(mask), Image.Resampling.NEAREST), palette)
-    masks = [_labels(mask) for mask in (truth, prediction) if mask is not None]
-    legend = class_colours(masks, classes, palette, _MATTERS)
+    legend = class_colours([m for m in (truth, prediction) if m is not None], classes, palette, MATTERS)
 
     font = ImageFont.load_default(14)
     pitch = max(size[0], 150) + _GAP
@@ -133,10 +132,16 @@ def class_colours(
         palette: Colours of the labels.
         least: Share of one of the masks, 0..1, that a class must cover.
     """
-    shares = [np.bincount(_labels(mask).ravel(), minlength=256) / max(1, np.size(_labels(mask))) for mask in masks]
-    most = np.max(shares, axis=0)
-    seen = np.flatnonzero((most > 0) & (most >= least)).tolist()
+    seen = covering(masks, least)
     return {"void" if k == IGNORE_INDEX else classes[k] if k < len(classes) else str(k): palette[k] for k in seen}
+
+
+def covering(masks: Sequence[Mask], least: float = 0.0) -> list[int]:
+    """Labels, ascending, that cover something, and at least a share of one of some masks, which may differ in size."""
+    counts = [np.bincount(_labels(mask).ravel(), minlength=256) for mask in masks]
+    most = np.max([count / max(1, count.sum()) for count in counts], axis=0)
+    found: list[int] = np.flatnonzero((most > 0) & (most >= least)).tolist()
+    return found
 
 
 def _labels(mask: Mask) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from segmod.data.pictures import read_picture
 from segmod.ground.errors import UserError, reason, require
 from segmod.ground.files import open_file
 from segmod.ground.memory import give_freed_memory_back
-from segmod.ground.types import UInt8Array
+from segmod.ground.types import UInt8Array, fitted
 from segmod.inference.crf import CRFPredictor
 from segmod.inference.multiscale import MultiScalePredictor
 from segmod.nets.ops import resize
@@ -25,6 +25,7 @@ from segmod.report.findings import encoded
 from segmod.report.page import data_uri
 from segmod.runs.prediction import Prediction
 from segmod.runs.trained import TrainedRun
+from segmod.viz import MATTERS
 
 _SIDE = 640  # pixels of the longer side of what is shown
 _GRID = 128  # of the probabilities that follow the pointer
@@ -115,16 +116,14 @@ def check(photograph: str | Path) -> None:
 
 def answer(name: str, found: Prediction) -> str:
     """A prediction as HTML: the overlay, which tells the probabilities below the pointer, and the classes' shares."""
-    height, width = found.labels.shape
-    factor = min(1.0, _SIDE / max(height, width))
-    size = max(1, round(factor * width)), max(1, round(factor * height))
-    shown = Image.fromarray(found.overlay()).resize(size, Image.Resampling.BOX)
+    height, width = fitted(len(found.labels), len(found.labels[0]), _SIDE)
+    shown = Image.fromarray(found.overlay()).resize((width, height), Image.Resampling.BOX)
     shares = np.bincount(found.labels.ravel(), minlength=len(found.legend.classes)) / found.labels.size
     legend = "".join(
         f'<span class="segmod-class"><span style="background: rgb({r}, {g}, {b})"></span>'
         f"{html.escape(found.legend.classes[k])} {100 * shares[k]:.1f} %</span>"
         for k in np.argsort(-shares)
-        if shares[k] >= 0.002
+        if shares[k] >= MATTERS
         for r, g, b in [found.legend.palette[k]]
     )
     names, maps = _maps(found)
@@ -139,10 +138,7 @@ def answer(name: str, found: Prediction) -> str:
 
 def _maps(found: Prediction) -> tuple[list[str], UInt8Array]:
     """Names and coarse probabilities, uint8 (n, h, w) of 0..255, of the classes that are likely somewhere."""
-    rows, columns = found.scores.shape[-2:]
-    factor = min(1.0, _GRID / max(rows, columns))
-    size = max(1, round(factor * rows)), max(1, round(factor * columns))
-    coarse = resize(found.scores[None], size)[0]
+    coarse = resize(found.scores[None], fitted(found.scores.shape[1], found.scores.shape[2], _GRID))[0]
     likely = [k for k in range(len(coarse)) if coarse[k].max() >= _LIKELY]
     maps: UInt8Array = (255 * coarse[likely]).round().byte().numpy()
     return [found.legend.classes[k] for k in likely], maps

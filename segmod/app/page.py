@@ -68,8 +68,8 @@ def make(answers: Answers, scores: Sequence[Score], chosen: Sequence[str]) -> gr
     return page
 
 
-def serve(page: gr.Blocks, port: int) -> tuple[Any, str]:
-    """Serve a page on this machine alone; returns at once, with the page's address."""
+def serve(page: gr.Blocks, port: int) -> str:
+    """Serve a page on this machine alone; returns at once, with its address."""
     page.queue(max_size=16, default_concurrency_limit=2)
     _, address, _ = page.launch(
         server_name="127.0.0.1",
@@ -84,7 +84,7 @@ def serve(page: gr.Blocks, port: int) -> tuple[Any, str]:
         css=_STYLE,
         head=f"<script>{SCRIPT.read_text()}</script>",
     )
-    return page, address
+    return str(address)
 
 
 def _rows(scores: Sequence[Score]) -> list[list[Any]]:

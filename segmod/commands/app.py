@@ -9,11 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from segmod.ground.errors import UserError
 from segmod.ground.memory import keep_few_shapes
-from segmod.runs.folders import Run, find_run
+from segmod.runs.folders import Run, find_run, named
 from segmod.runs.keys import differences
 from segmod.runs.records import collect
 from segmod.runs.trained import choose_device
@@ -38,20 +38,20 @@ def main(cfg: DictConfig) -> None:
         keep_few_shapes()
         device = choose_device(str(cfg.device))
         require_free(cfg.port)
-        given = list(cfg.run) if OmegaConf.is_list(cfg.run) else [cfg.run] if cfg.run is not None else []
-        chosen = [find_run(str(run), str(cfg.runs)).directory for run in given]
-        runs = named_runs(Path(str(cfg.runs)).expanduser(), chosen)
+        root = Path(str(cfg.runs)).expanduser()
+        chosen = [find_run(run, str(root)).directory for run in named(cfg.run)]
+        runs = named_runs(root, chosen)
         names = [name for name, path in runs.items() if path in chosen] or list(runs)[:1]
         trust = cfg.trust if isinstance(cfg.trust, str) else list(cfg.trust)
         answers = Answers(runs, str(device), trust, cfg.max_side)
         logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is up
-        served, address = page.serve(page.make(answers, collect(Path(cfg.runs)), names), cfg.port)
-        log.info("page      %s; Ctrl-C ends it", address)
+        made = page.make(answers, collect(root), names)
+        log.info("page      %s; Ctrl-C ends it", page.serve(made, cfg.port))
         try:
             while True:
                 time.sleep(3600)  # a signal ends it
         finally:
-            served.close(verbose=False)
+            made.close(verbose=False)
 
 
 def require_free(port: int) -> None:
@@ -77,16 +77,16 @@ def named_runs(root: Path, further: list[Path]) -> dict[str, Path]:
         UserError: There is none.
     """
     found = [path.parents[1].resolve() for path in root.rglob(".hydra/config.yaml")] if root.is_dir() else []
-    folders = sorted({folder for folder in found if list(folder.glob("checkpoints/*.ckpt"))} | set(further))
+    folders = sorted({folder for folder in found if list(folder.glob("checkpoints/*.ckpt"))} | {*further})
     if not folders:
         raise UserError(f"runs={root}: no trained run there; train one first, or give runs=DIR or run=FOLDER")
     by_name: dict[str, list[Path]] = {}
     configs = {folder: Run(folder).config() for folder in folders}
     for folder in folders:
         by_name.setdefault(str(configs[folder].get("name")), []).append(folder)
-    named: dict[str, Path] = {}
+    told: dict[str, Path] = {}
     for name, same in by_name.items():
         for folder, recipe in zip(same, differences([configs[folder] for folder in same]), strict=True):
-            told = " ".join(filter(None, [name, recipe]))
-            named[told if told not in named else f"{told} {folder.name}"] = folder
-    return named
+            words = " ".join(filter(None, [name, recipe]))
+            told[words if words not in told else f"{words} {folder.name}"] = folder
+    return told

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from segmod.ground.errors import UserError
 from segmod.ground.files import replace_text, require_writable
 from segmod.ground.names import require_name
 from segmod.ground.printing import markdown, print_table, short_path, write_records
 from segmod.runs import cli
+from segmod.runs.folders import named
 from segmod.runs.instantiate import instantiate, loggers
 from segmod.runs.keys import differences
 from segmod.runs.launch import prepare_lightning
@@ -29,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.get("study") is None:
         raise UserError(f"study=... is required; choose one of {', '.join(cli.options('study'))}")
     device = choose_device(str(cfg.device))
-    given = list(cfg.run) if OmegaConf.is_list(cfg.run) else [cfg.run] if cfg.run is not None else []
+    given = named(cfg.run)
     if not given and cfg.run is not None:
         raise UserError("run=[]: give a run, or several: run=[FOLDER,FOLDER]")
     changes = {name: cfg.get(name) for name in ("checkpoint", "split", "inference", "proposals", "data", "trust")}

@@ -28,6 +28,10 @@ VOC_PALETTE: NDArray[np.uint8] = _voc_palette()
 """uint8 (256, 3), as in VOC's own development kit; entry 255, void, is (224, 224, 192)."""
 
 
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+"""Colours of series, apart for colour-blind readers, too (Okabe and Ito 2008)."""
+
+
 class Legend(NamedTuple):
     """What the labels of a data set mean.
 

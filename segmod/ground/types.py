@@ -105,6 +105,13 @@ def labels_of(scores: Tensor) -> Tensor:
     return scores.max(dim=1).indices
 
 
+def fitted(height: int, width: int, longest: int, enlarge: bool = False) -> tuple[int, int]:
+    """Height and width of an image whose longer side is to have at most so many pixels, or just as many."""
+    factor = longest / max(height, width)
+    factor = factor if enlarge else min(1.0, factor)
+    return max(1, round(factor * height)), max(1, round(factor * width))
+
+
 def picture_of(image: Tensor) -> UInt8Array:
     """The picture that an image tensor holds.
 

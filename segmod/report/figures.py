@@ -11,17 +11,18 @@ from typing import Any
 import altair as alt
 import torch
 
+from segmod.ground.palettes import OKABE_ITO
+
 Chart = Mapping[str, Any]
 """A specification of Vega-Lite."""
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe and Ito 2008
 _PERCENT = ".1f"
 _MARKED = 60  # points of a curve up to which each is marked
 
 
 def _spec(chart: Any) -> Chart:
     look = (
-        chart.configure_axis(gridColor="#eee").configure_axisBand(grid=False).configure_range(category=list(_COLOURS))
+        chart.configure_axis(gridColor="#eee").configure_axisBand(grid=False).configure_range(category=list(OKABE_ITO))
     )
     spec: Chart = look.configure_view(stroke=None).to_dict()
     return spec
@@ -68,7 +69,7 @@ def class_bars(iou: Mapping[str, float | None]) -> Chart | None:
         tooltip=["class:N", alt.Tooltip("IoU:Q", format=".2f")],
     )
     texts = chart.mark_text(align="left", dx=3).encode(text=alt.Text("IoU:Q", format=_PERCENT))
-    return _spec((chart.mark_bar(color=_COLOURS[0]) + texts).properties(width=420, height=alt.Step(18)))
+    return _spec((chart.mark_bar(color=OKABE_ITO[0]) + texts).properties(width=420, height=alt.Step(18)))
 
 
 def confusion(counts: torch.Tensor, classes: Sequence[str]) -> Chart:
@@ -123,7 +124,7 @@ def bars(values: Mapping[str, float], counts: Mapping[str, int], what: str, of: 
         tooltip=[f"{of}:N", alt.Tooltip(f"{what}:Q", format=_PERCENT), f"{number}:Q"],
     )
     texts = chart.mark_text(dy=-6).encode(text=alt.Text(f"{what}:Q", format=_PERCENT))
-    return _spec((chart.mark_bar(color=_COLOURS[0], size=34) + texts).properties(width=420, height=200))
+    return _spec((chart.mark_bar(color=OKABE_ITO[0], size=34) + texts).properties(width=420, height=200))
 
 
 def parallel(runs: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: str) -> Chart:
@@ -181,6 +182,6 @@ def by_key(runs: Sequence[Mapping[str, Any]], key: str, metric: str) -> Chart:
         x=alt.X("value:N", sort=order, title=key, axis=alt.Axis(labelAngle=0, labelLimit=120)),
         y=alt.Y(f"{metric}:Q", title=f"{metric} (%)", scale=alt.Scale(zero=False)),
     )
-    dots = chart.mark_circle(size=60, color=_COLOURS[0]).encode(tooltip=["run:N", "value:N", f"{metric}:Q"])
-    means = chart.mark_tick(thickness=3, size=30, color=_COLOURS[5]).encode(y=alt.Y(f"mean({metric}):Q"))
+    dots = chart.mark_circle(size=60, color=OKABE_ITO[0]).encode(tooltip=["run:N", "value:N", f"{metric}:Q"])
+    means = chart.mark_tick(thickness=3, size=30, color=OKABE_ITO[5]).encode(y=alt.Y(f"mean({metric}):Q"))
     return _spec((dots + means).properties(width=max(140, 60 * len(order)), height=220))

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import track
 
 from segmod.data.instances import find_instances
-from segmod.ground.types import IGNORE_INDEX, UInt8Array, labels_of, picture_of
+from segmod.ground.types import IGNORE_INDEX, UInt8Array, fitted, labels_of, picture_of
 from segmod.metrics import SegmentationMetrics, mean_iou, present_classes, summarise
 from segmod.runs.trained import TrainedRun
-from segmod.viz import borders
+from segmod.viz import MATTERS, borders, covering
 
 _SIDE = 320  # pixels of the longer side of a picture
 _OPACITY = 150  # of the colours over an image, 0..255
@@ -74,26 +74,25 @@ def look(run: TrainedRun, count: int) -> Findings:
         run: Gives images, truth and predictions.
         count: Images to look at, at most.
     """
-    found = Findings()
-    whole = SegmentationMetrics(len(run.classes))
+    found = Findings(confusion=torch.zeros(len(run.classes), len(run.classes), dtype=torch.int64))
     images = range(min(count, len(run.dataset)))
     for index in track(images, "Looking at images", console=Console(stderr=True)):
         batch = run.batch(index)
         labels = labels_of(run.scores(batch))
         truth, predicted = batch["mask"][0].cpu().numpy(), labels[0].numpy().astype(np.uint8)
-        alone = SegmentationMetrics(len(run.classes))
-        for metrics in (whole, alone):
-            metrics.update(labels, batch["mask"].cpu())
-        iou = mean_iou(summarise(alone.compute()).iou, present_classes(alone.compute()))
+        metrics = SegmentationMetrics(len(run.classes))
+        metrics.update(labels, batch["mask"].cpu())
+        counts = metrics.compute()
+        found.confusion += counts
+        iou = mean_iou(summarise(counts).iou, present_classes(counts))
         image = picture_of(batch["image"][0])
         found.pictures.append(_picture(run, batch["name"][0], image, truth, predicted, iou))
         _count_distances(found, truth, predicted)
-        numbered = find_instances(truth, run.dataset.read_objects(index))
-        for thing in numbered[0]:
-            own = numbered[1] == thing.number
+        objects, numbered = find_instances(truth, run.dataset.read_objects(index))
+        for thing in objects:
+            own = numbered == thing.number
             where = next(name for low, high, name in _ranges(_SHARES, 100, " %") if low < own.mean() <= high)
             found.objects.setdefault(where, []).append(float((predicted[own] == thing.label).mean()))
-    found.confusion = whole.compute()
     found.objects = {name: found.objects[name] for _, _, name in _ranges(_SHARES, 100, " %") if name in found.objects}
     return found
 
@@ -105,16 +104,12 @@ def _ranges(edges: tuple[float, ...], factor: float, unit: str) -> Iterator[tupl
 
 
 def _count_distances(found: Findings, truth: UInt8Array, predicted: UInt8Array) -> None:
-    inner = np.ones(truth.shape, np.uint8)
     solid = truth != IGNORE_INDEX
-    for axis in (0, 1):
-        ahead = np.diff(truth.astype(np.int16), axis=axis) != 0
-        pads = [((1, 0), (0, 0)), ((0, 1), (0, 0))] if axis == 0 else [((0, 0), (1, 0)), ((0, 0), (0, 1))]
-        for pad in pads:  # the pixels on both sides
-            inner[np.pad(ahead, pad)] = 0
+    dark, light = borders(truth)
+    inner = ~(dark | light)
     if inner.all():  # one class alone: no border
         return
-    away = cv2.distanceTransform(inner, cv2.DIST_L2, 3)
+    away = cv2.distanceTransform(inner.astype(np.uint8), cv2.DIST_L2, 3)
     wrong = truth != predicted
     for low, high, name in _ranges(_DISTANCES, 1, " px"):
         those = solid & (away >= low) & (away < high)
@@ -126,18 +121,16 @@ def _picture(
     run: TrainedRun, name: str, image: UInt8Array, truth: UInt8Array, predicted: UInt8Array, iou: float | None
 ) -> Picture:
     height, width = image.shape[:2]
-    factor = min(1.0, _SIDE / max(height, width))
-    size = max(1, round(factor * width)), max(1, round(factor * height))
+    size = fitted(height, width, _SIDE)[::-1]
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
     layers = [np.asarray(Image.fromarray(m).resize(size, Image.Resampling.NEAREST)) for m in (truth, predicted)]
     wrong = (layers[0] != layers[1]) & (layers[0] != IGNORE_INDEX)
     red = np.zeros((*wrong.shape, 4), np.uint8)
     red[wrong] = (230, 30, 30, 200)
-    shares = np.max([np.bincount(layer.ravel(), minlength=256) / layer.size for layer in layers], axis=0)
-    covering = tuple(k for k in np.flatnonzero(shares >= 0.002).tolist() if k not in (0, IGNORE_INDEX))
+    classes = tuple(k for k in covering(layers, MATTERS) if k not in (0, IGNORE_INDEX))
     truth_layer, prediction_layer = (_layer(layer, run.legend.palette) for layer in layers)
     return Picture(
-        name, iou, encoded(small, "JPEG"), truth_layer, prediction_layer, encoded(red, "PNG"), covering
+        name, iou, encoded(small, "JPEG"), truth_layer, prediction_layer, encoded(red, "PNG"), classes
     )  # fmt: skip
 
 

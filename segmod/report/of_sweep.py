@@ -13,7 +13,7 @@ from segmod.report import figures
 from segmod.report.findings import encoded
 from segmod.report.page import METRICS, Page, commands_of, data_uri, made_by
 from segmod.runs.folders import Run
-from segmod.runs.keys import settings
+from segmod.runs.keys import differing, endings, settings
 from segmod.runs.records import Score
 
 _WIDTH = 640  # pixels of a run's picture
@@ -24,15 +24,10 @@ _AXES = 6  # keys in the charts
 def page(folder: Path, scores: Sequence[Score]) -> Page:
     """The page of several runs: a table to sort, and charts of the keys in which they differ."""
     recipes = [settings(score.config) | {"seed": score.config.get("seed"), "name": score.name} for score in scores]
-    keys = [
-        key
-        for key in dict.fromkeys(key for recipe in recipes for key in recipe)
-        if len({repr(recipe.get(key)) for recipe in recipes}) > 1
-    ]
+    keys = differing(recipes)
     order = sorted(range(len(scores)), key=lambda i: [_rank(recipes[i].get(key)) for key in keys])
     scores, recipes = [scores[i] for i in order], [recipes[i] for i in order]
-    short = {key: key.rpartition(".")[2] for key in keys}
-    short = {key: key if list(short.values()).count(end) > 1 else end for key, end in short.items()}
+    short = dict(zip(keys, endings(keys), strict=True))
     metrics = {key: name for key, name in METRICS.items() if any(key in score.values for score in scores)}
     runs = [
         {short[key]: _plain(recipe.get(key)) for key in keys}
@@ -75,16 +70,19 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str) else str(value)
 
 
+def _folder(score: Score) -> Path:
+    return score.folder / f"seed{score.config.get('seed')}"
+
+
 def _record_of(score: Score) -> dict[str, Any]:
-    return Run(score.folder / f"seed{score.config.get('seed')}").result() or {}
+    return Run(_folder(score)).result() or {}
 
 
 def _add_rows(page: Page, scores: Sequence[Score], names: Sequence[str]) -> None:
     best = sorted(range(len(scores)), key=lambda i: -scores[i].values.get("miou", 0))[:_SHOWN]
     found: dict[str, list[dict[str, str]]] = {}
     for i in best:
-        folder = scores[i].folder / f"seed{scores[i].config.get('seed')}" / "pictures"
-        for path in sorted(folder.glob("*.png"))[:2]:
+        for path in sorted(_folder(scores[i]).glob("pictures/*.png"))[:2]:
             with Image.open(path) as opened:
                 picture = opened.convert("RGB")
             picture.thumbnail((_WIDTH, _WIDTH))

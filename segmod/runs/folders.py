@@ -183,6 +183,11 @@ def find_run(given: str, root: str = "runs", key: str = "run", seed: str | None 
     )
 
 
+def named(given: Any) -> list[str]:
+    """What ``run=`` names: nothing, a run, or several."""
+    return [] if given is None else [str(run) for run in given] if OmegaConf.is_list(given) else [str(given)]
+
+
 def find_members(node: Any, key: str, runs: str, seed: str) -> None:
     """Give each other run that a predictor names by its folder, in place.
 

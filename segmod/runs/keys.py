@@ -93,13 +93,18 @@ def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def differences(configs: Sequence[DictConfig]) -> list[str]:
     """What sets each of some runs apart from the others, as folders are called: ``depth-0``, ``depth-1``."""
     found = [settings(cfg) for cfg in configs]
-    keys = sorted({key for one in found for key in one})
-    keys = [key for key in keys if len({repr(one.get(key)) for one in found}) > 1]
+    keys = sorted(differing(found))
     ends = endings(keys)
     return [
         shortened("+".join(f"{end}-{_word(one[key])}" for key, end in zip(keys, ends, strict=True) if key in one))
         for one in found
     ]
+
+
+def differing(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values are not the same in all recipes, in their order."""
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe)
+    return [key for key in keys if len({repr(recipe.get(key)) for recipe in recipes}) > 1]
 
 
 # -- of a command line -----------------------------------------------------------------------------------------------

@@ -320,15 +320,14 @@ class TrainedRun:
         import torch
 
         from segmod.data.pictures import read_picture
-        from segmod.ground.types import IGNORE_INDEX
+        from segmod.ground.types import IGNORE_INDEX, fitted
         from segmod.nets.ops import resize
 
         picture = read_picture(image)
         height, width = picture.shape[:2]
-        factor = min(1.0, max_side / max(height, width)) if max_side is not None else 1.0
+        size = fitted(height, width, max_side) if max_side is not None else (height, width)
         seen = torch.from_numpy(picture).permute(2, 0, 1)[None].to(self.device)
-        if factor < 1:  # one colour at a time, for floats take four times the memory
-            size = max(1, round(factor * height)), max(1, round(factor * width))
+        if size != (height, width):  # one colour at a time, for floats take four times the memory
             seen = torch.cat([resize(seen[:, c : c + 1].float(), size, antialias=True) for c in range(3)], dim=1)
         mask = torch.full((1, *seen.shape[-2:]), IGNORE_INDEX, dtype=torch.uint8, device=self.device)
         batch: Batch = {"image": seen.float(), "mask": mask, "name": [""], "index": torch.zeros(1, dtype=torch.int64)}
