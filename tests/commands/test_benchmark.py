@@ -236,6 +236,7 @@ def test_jobs_of_a_sweep_take_turns(segmod: Any, small: Any, here: Any) -> None:
         records = [r for r in csv.DictReader(file) if r["quantity"] == "parameters"]
     assert [float(r["value"]) for r in records] == [first["values"]["parameters"], second["values"]["parameters"]]
     assert {path.name.rpartition("-")[2] for path in Path("runs/benchmark").glob("*.png")} == {"time.png", "memory.png"}
+    assert not Path("runs/jobs").exists()  # its table says all, and stands alone
 
 
 @pytest.mark.slow
